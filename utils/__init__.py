@@ -1,0 +1,1 @@
+"""General machinery: configuration, registry, checkpoints, logging. Knows nothing of points."""
