@@ -1,0 +1,29 @@
+"""Data sets by name, and the transforms that prepare their batches on the device."""
+
+from utils.registry import Registry
+
+DATASETS = Registry(
+    "data set",
+    {
+        "synthetic_shapes": "datasets.synthetic:synthetic_shapes",
+        "packed": "datasets.packed:packed",
+        "folder": "datasets.folder:folder",
+    },
+)
+
+TRANSFORMS = Registry(
+    "transform",
+    {
+        "scale_translate": "datasets.transforms:ScaleTranslate",
+        "scale": "datasets.transforms:Scale",
+        "translate": "datasets.transforms:Translate",
+        "rotate": "datasets.transforms:Rotate",
+        "jitter": "datasets.transforms:Jitter",
+        "dropout": "datasets.transforms:Dropout",
+        "flip": "datasets.transforms:Flip",
+        "random_points": "datasets.transforms:RandomPoints",
+        "farthest_points": "datasets.transforms:FarthestPoints",
+        "resample": "datasets.transforms:Resample",
+        "normalize": "datasets.transforms:Normalize",
+    },
+)

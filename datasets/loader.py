@@ -1,0 +1,82 @@
+"""Batches of a data set: the order is a function of seed and epoch, so a run can continue anywhere, on any process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.base import PointClouds
+from utils import dist
+from utils.errors import UserError
+
+
+class Loader:
+    """Reads one batch ahead in a background thread, or keeps the whole set on the device (`resident`).
+
+    batch_size counts the clouds of all processes together; each process gets its share of every batch.
+    train: shuffled, incomplete last batch left out. Otherwise in order, everything.
+    """
+
+    def __init__(
+        self,
+        dataset: PointClouds,
+        batch_size: int,
+        device: torch.device,
+        *,
+        train: bool = False,
+        seed: int = 0,
+        resident: bool = False,
+    ):
+        self.dataset, self.device, self.train, self.seed = dataset, device, train, seed
+        self.rank, self.world = dist.rank(), dist.world_size()
+        self.batch_size = batch_size
+        if train:
+            self._check_sizes()
+        self.resident = _move(dataset.fetch(np.arange(len(dataset))), device) if resident else None
+
+    def _check_sizes(self) -> None:
+        if self.batch_size % self.world:
+            raise UserError(f"data.batch_size: {self.batch_size} clouds cannot be shared by {self.world} processes")
+        if self.batch_size // self.world < 2:
+            raise UserError("data.batch_size: BatchNorm needs at least 2 clouds in each process")
+        if len(self.dataset) < self.batch_size:
+            raise UserError(
+                f"data.batch_size: {self.batch_size} is more than the {len(self.dataset)} clouds of "
+                f"'{self.dataset.name}' ({self.dataset.split}); use a smaller batch"
+            )
+
+    def __len__(self) -> int:
+        return len(self.dataset) // self.batch_size if self.train else -(-len(self.dataset) // self.batch_size)
+
+    def epoch(self, epoch: int = 0, skip: int = 0) -> Iterator[dict[str, Tensor]]:
+        """The batches of one epoch, on the device; `skip` leaves out the first ones."""
+        batches = [self._share(batch) for batch in self._global_batches(epoch)[skip:]]
+        if self.resident is not None:
+            for positions in batches:
+                rows = torch.from_numpy(positions).to(self.device)
+                yield {key: value[rows] for key, value in self.resident.items()}
+            return
+        with ThreadPoolExecutor(1) as reader:
+            ahead = [reader.submit(self.dataset.fetch, positions) for positions in batches[:1]]
+            for following in [*batches[1:], None]:
+                batch = ahead.pop().result()
+                if following is not None:
+                    ahead.append(reader.submit(self.dataset.fetch, following))
+                yield _move(batch, self.device)
+
+    def _global_batches(self, epoch: int) -> list[np.ndarray]:
+        order = np.arange(len(self.dataset))
+        if self.train:
+            order = np.random.default_rng([self.seed, epoch]).permutation(order)
+        return [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(len(self))]
+
+    def _share(self, batch: np.ndarray) -> np.ndarray:
+        return np.array_split(batch, self.world)[self.rank]
+
+
+def _move(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}

@@ -1,0 +1,20 @@
+"""Networks, assembled by name. One file an idea; constructors take plain keyword arguments with the published defaults."""
+
+from utils.registry import Registry
+
+MASKS = Registry(
+    "mask",
+    {
+        "random": "models.masking:RandomMask",
+        "block": "models.masking:BlockMask",
+    },
+)
+
+MODELS = Registry(
+    "model",
+    {
+        "PointMAE": "models.point_mae:PointMAE",
+        "PointMAEClassifier": "models.point_mae:PointMAEClassifier",
+    },
+    parts={"mask": MASKS},
+)

@@ -1,0 +1,104 @@
+"""Pre-norm transformer blocks. The position embedding is added before every block, as Point-MAE and its family do.
+
+B clouds, L tokens, C channels, H heads.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils.errors import UserError
+
+EXPLICIT_BELOW = 2048  # on a CPU explicit softmax beats scaled_dot_product_attention up to about this many tokens
+
+
+class DropPath(nn.Module):
+    """Drop the whole residual branch of a sample with probability `rate`; survivors are scaled by 1 / (1 - rate)."""
+
+    def __init__(self, rate: float = 0.0):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rate == 0.0 or not self.training:
+            return x
+        keep = 1.0 - self.rate
+        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+        return x * (torch.rand(shape, device=x.device) < keep).to(x.dtype) / keep
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all tokens."""
+
+    def __init__(self, dim: int, num_heads: int = 6, qkv_bias: bool = False):
+        super().__init__()
+        if dim % num_heads:
+            raise UserError(f"embed_dim {dim} is not a multiple of num_heads {num_heads}")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, dim = x.shape
+        qkv = self.qkv(x).reshape(batch, length, 3, self.num_heads, dim // self.num_heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, L, C / H)
+        return self.proj(dense_attention(query, key, value).transpose(1, 2).reshape(batch, length, dim))
+
+
+def dense_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(q k / sqrt(d)) v in the form that is fastest on the device."""
+    if query.device.type != "cpu" or key.shape[-2] > EXPLICIT_BELOW:
+        return F.scaled_dot_product_attention(query, key, value)
+    weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    return weights.softmax(dim=-1) @ value
+
+
+class Mlp(nn.Module):
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(
+        self, dim: int, num_heads: int = 6, mlp_ratio: float = 4.0, drop_path: float = 0.0, qkv_bias: bool = False
+    ):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = Attention(dim, num_heads, qkv_bias)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class Transformer(nn.Module):
+    """Blocks with the position embedding added before each, then a LayerNorm on the tokens that are asked for."""
+
+    def __init__(self, dim: int, depth: int, num_heads: int, mlp_ratio: float = 4.0, drop_path_rate: float = 0.0):
+        super().__init__()
+        rates = torch.linspace(0, drop_path_rate, depth).tolist()
+        self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_ratio, rate) for rate in rates)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, position: Tensor, last: int | None = None) -> Tensor:
+        """x, position (B, L, C) -> (B, L, C), or only the `last` tokens."""
+        for block in self.blocks:
+            x = block(x + position)
+        return self.norm(x if last is None else x[:, x.shape[1] - last :])
+
+
+def position_embedding(dim: int, hidden: int = 128) -> nn.Sequential:
+    """Centres (B, G, 3) -> (B, G, dim)."""
+    return nn.Sequential(nn.Linear(3, hidden), nn.GELU(), nn.Linear(hidden, dim))

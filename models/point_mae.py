@@ -1,0 +1,218 @@
+"""Point-MAE: masked auto-encoding of point patches, and the classifier built on its encoder (arXiv 2203.06604).
+
+B clouds, N points, G patches, K points a patch, M hidden patches, C channels.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from extensions import ops
+from models.layers.patch_embed import PatchEmbed
+from models.layers.transformer import Transformer, position_embedding
+from models.masking import RandomMask, split_by_mask
+from utils.errors import UserError
+from utils.random import BatchRandom
+
+
+class PointEncoder(nn.Module):
+    """Patches -> tokens -> transformer. What pre-training, probes and classifiers share."""
+
+    def __init__(self, embed_dim: int, depth: int, num_heads: int, drop_path_rate: float):
+        super().__init__()
+        self.embed = PatchEmbed(embed_dim)
+        self.pos_embed = position_embedding(embed_dim)
+        self.transformer = Transformer(embed_dim, depth, num_heads, drop_path_rate=drop_path_rate)
+        self.apply(init_trunc_normal)
+
+    def forward(self, neighborhood: Tensor, center: Tensor, visible: Tensor | None = None) -> Tensor:
+        """(B, G, K, 3), (B, G, 3) -> (B, G, C), or only the tokens at the indices `visible` (B, V)."""
+        tokens, position = self.embed(neighborhood), self.pos_embed(center)
+        if visible is not None:
+            tokens, position = ops.gather_points(tokens, visible), ops.gather_points(position, visible)
+        return self.transformer(tokens, position)
+
+
+class PatchModel(nn.Module):
+    """What every model on the encoder has: grouping, tokens, one vector a cloud."""
+
+    def __init__(self, encoder: PointEncoder, num_group: int, group_size: int, skip_near_origin: bool):
+        super().__init__()
+        self.encoder = encoder
+        self.num_group, self.group_size, self.skip_near_origin = num_group, group_size, skip_near_origin
+
+    def group(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N, 3) -> patches around farthest points (B, G, K, 3), relative to their centres (B, G, 3)."""
+        neighborhood, center, _ = ops.group(
+            points, self.num_group, self.group_size, skip_near_origin=self.skip_near_origin
+        )
+        return neighborhood, center
+
+    def forward_features(self, points: Tensor) -> Tensor:
+        """(B, N, 3) -> tokens of all patches (B, G, C): nothing hidden, no class token."""
+        return self.encoder(*self.group(points))
+
+    def encode(self, points: Tensor) -> Tensor:
+        """(B, N, 3) -> one vector a cloud (B, C): mean plus maximum over the tokens."""
+        tokens = self.forward_features(points)
+        return tokens.mean(dim=1) + tokens.amax(dim=1)
+
+
+class PointMAE(PatchModel):
+    """Hide most patches, encode the rest, rebuild the points of the hidden ones; loss = Chamfer distance."""
+
+    def __init__(
+        self,
+        embed_dim: int = 384,
+        depth: int = 12,
+        num_heads: int = 6,
+        drop_path_rate: float = 0.1,
+        decoder_depth: int = 4,
+        decoder_num_heads: int = 6,
+        num_group: int = 64,
+        group_size: int = 32,
+        mask=None,  # a mask sampler of models.masking; default RandomMask(0.6)
+        loss: Literal["cdl1", "cdl2"] = "cdl2",
+        skip_near_origin: bool = True,  # the rule of the FPS that the published weights were trained with
+    ):
+        encoder = PointEncoder(embed_dim, depth, num_heads, drop_path_rate)
+        super().__init__(encoder, num_group, group_size, skip_near_origin)
+        self.num_features = embed_dim
+        self.mask = RandomMask() if mask is None else mask
+        self.norm_of_loss: Literal["l1", "l2"] = "l1" if loss == "cdl1" else "l2"
+        self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim))
+        self.decoder_pos_embed = position_embedding(embed_dim)
+        self.decoder = Transformer(embed_dim, decoder_depth, decoder_num_heads, drop_path_rate=drop_path_rate)
+        self.head = nn.Linear(embed_dim, 3 * group_size)
+        self.decoder.apply(init_xavier)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def forward(self, points: Tensor, mask: Tensor | None = None, rng: BatchRandom | None = None) -> dict[str, Tensor]:
+        """(B, N, 3) -> loss, and what is needed to draw a reconstruction. `mask` (B, G), True = hidden, replaces the
+        sampler; `rng` makes the sampler's draws repeatable."""
+        neighborhood, center = self.group(points)
+        if mask is None:
+            mask = self.mask(center, rng or BatchRandom(int(torch.randint(2**31, ())), points.device))
+            num_masked = self.mask.num_masked(self.num_group)
+        else:
+            num_masked = count_masked(mask)
+        visible, hidden = split_by_mask(mask, num_masked)
+        tokens = self.encoder(neighborhood, center, visible)  # (B, G - M, C)
+        decoded = self.decode(tokens, center, visible, hidden)  # (B, M, C)
+        prediction = self.head(decoded).unflatten(-1, (self.group_size, 3))  # (B, M, K, 3)
+        target = ops.gather_points(neighborhood.flatten(2), hidden).unflatten(-1, (self.group_size, 3))
+        loss = ops.chamfer_distance(prediction.flatten(0, 1).float(), target.flatten(0, 1), norm=self.norm_of_loss)
+        return {"loss": loss, "prediction": prediction, "target": target, "center": center, "hidden": hidden}
+
+    def decode(self, tokens: Tensor, center: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
+        """Visible tokens (B, G - M, C), then mask tokens -> decoded tokens of the hidden patches (B, M, C)."""
+        position = self.decoder_pos_embed(ops.gather_points(center, torch.cat([visible, hidden], dim=1)))
+        masked = self.mask_token.to(tokens.dtype).expand(tokens.shape[0], hidden.shape[1], -1)
+        return self.decoder(torch.cat([tokens, masked], dim=1), position, last=hidden.shape[1])
+
+    @staticmethod
+    def key_map(key: str) -> str | None:
+        return rename(key)
+
+
+class PointMAEClassifier(PatchModel):
+    """The encoder with a class token and an MLP head on [class token, max over patches]."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        embed_dim: int = 384,
+        depth: int = 12,
+        num_heads: int = 6,
+        drop_path_rate: float = 0.1,
+        num_group: int = 64,
+        group_size: int = 32,
+        head_dim: int = 256,
+        head_dropout: float = 0.5,
+        skip_near_origin: bool = True,
+    ):
+        encoder = PointEncoder(embed_dim, depth, num_heads, drop_path_rate)
+        super().__init__(encoder, num_group, group_size, skip_near_origin)
+        self.num_features = embed_dim
+        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
+        self.cls_pos = nn.Parameter(torch.empty(1, 1, embed_dim))
+        self.head = mlp_head(2 * embed_dim, head_dim, num_classes, head_dropout)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.cls_pos, std=0.02)
+
+    def forward(self, points: Tensor) -> Tensor:
+        """(B, N, 3) -> logits (B, num_classes)."""
+        neighborhood, center = self.group(points)
+        tokens = self._prepend(self.cls_token, self.encoder.embed(neighborhood))  # (B, 1 + G, C)
+        position = self._prepend(self.cls_pos, self.encoder.pos_embed(center))
+        tokens = self.encoder.transformer(tokens, position)
+        return self.head(torch.cat([tokens[:, 0], tokens[:, 1:].amax(dim=1)], dim=-1))
+
+    @staticmethod
+    def _prepend(first: Tensor, tokens: Tensor) -> Tensor:
+        return torch.cat([first.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
+
+    @staticmethod
+    def key_map(key: str) -> str | None:
+        """As `rename`; what only a pre-trainer has is left out."""
+        renamed = rename(key)
+        of_pretrainer = renamed.startswith(("decoder", "mask_token")) or renamed in ("head.weight", "head.bias")
+        return None if of_pretrainer else renamed
+
+
+# Keys of the official Point-MAE code, pre-trainer and classifier, and ours. Ours pass unchanged.
+OFFICIAL_PREFIXES = (
+    ("MAE_encoder.encoder.first_conv.", "encoder.embed.first."),
+    ("MAE_encoder.encoder.second_conv.", "encoder.embed.second."),
+    ("MAE_encoder.pos_embed.", "encoder.pos_embed."),
+    ("MAE_encoder.blocks.blocks.", "encoder.transformer.blocks."),
+    ("MAE_encoder.norm.", "encoder.transformer.norm."),
+    ("MAE_decoder.", "decoder."),
+    ("increase_dim.0.", "head."),
+    ("encoder.first_conv.", "encoder.embed.first."),
+    ("encoder.second_conv.", "encoder.embed.second."),
+    ("pos_embed.", "encoder.pos_embed."),
+    ("blocks.blocks.", "encoder.transformer.blocks."),
+    ("norm.", "encoder.transformer.norm."),
+    ("cls_head_finetune.", "head."),
+)
+
+
+def rename(key: str) -> str:
+    """An official key in our words."""
+    for prefix, ours in OFFICIAL_PREFIXES:
+        if key.startswith(prefix):
+            return ours + key.removeprefix(prefix)
+    return key
+
+
+def count_masked(mask: Tensor) -> int:
+    """Number of hidden patches, which must be the same in every cloud."""
+    counts = mask.sum(dim=1)
+    if (counts != counts[0]).any():
+        raise UserError(f"mask: every cloud must hide the same number of patches, found {sorted(set(counts.tolist()))}")
+    return int(counts[0])
+
+
+def mlp_head(num_features: int, hidden: int, num_classes: int, dropout: float) -> nn.Sequential:
+    def layer(inputs: int) -> list[nn.Module]:
+        return [nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Dropout(dropout)]
+
+    return nn.Sequential(*layer(num_features), *layer(hidden), nn.Linear(hidden, num_classes))
+
+
+def init_trunc_normal(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def init_xavier(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,78 @@
+"""Names in YAML to classes and functions. Entries are written down in one table and imported when first built."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from utils.errors import UserError
+from utils.schema import check_arguments, check_required, hint, join
+
+
+class Registry:
+    """`REGISTRY.build({"name": "PointMAE", "depth": 12})` calls the entry with the remaining keys.
+
+    entries: name -> "module:attribute", imported on use, so that a broken optional dependency hurts only what needs it.
+    parts: option -> registry that builds it: `mask: {name: block}` becomes a mask sampler before the model is built.
+    """
+
+    def __init__(self, kind: str, entries: Mapping[str, str | Callable], parts: Mapping[str, Registry] | None = None):
+        self.kind = kind
+        self.parts = dict(parts or {})
+        self._entries: dict[str, str | Callable] = dict(entries)
+
+    def names(self) -> list[str]:
+        return sorted(self._entries)
+
+    def add(self, name: str, entry: str | Callable) -> None:
+        """Register your own class or function, from outside."""
+        if name in self._entries:
+            raise UserError(f"{self.kind} '{name}' is registered already")
+        self._entries[name] = entry
+
+    def get(self, name: str, where: str = "") -> Callable:
+        """The class or function behind a name."""
+        if name not in self._entries:
+            raise UserError(f"{join(where, 'name')}: unknown {self.kind} '{name}'.{hint(name, self._entries)}")
+        entry = self._entries[name]
+        if isinstance(entry, str):
+            module, attribute = entry.split(":")
+            entry = getattr(importlib.import_module(module), attribute)
+        return entry
+
+    def check(self, cfg: Mapping[str, Any], where: str = "", given: tuple[str, ...] = ()) -> None:
+        """Raise UserError unless `cfg` names an entry and gives it only options it takes, all it needs among them.
+
+        given: arguments that the program itself will pass to `build`; they are no configuration keys.
+        """
+        name, args = _split(cfg, where or self.kind)
+        target, what = self.get(name, where), f"{self.kind} '{name}'"
+        for key, registry in self.parts.items():
+            if isinstance(args.get(key), Mapping):
+                registry.check(args.pop(key), join(where, key))
+                given = (*given, key)
+        check_arguments(target, args, where, what)
+        check_required(target, (*args, *given), where, what)
+
+    def build(self, cfg: Mapping[str, Any], where: str = "", **extra: Any) -> Any:
+        """Check, then call the entry; a ValueError it raises is told with the place in the configuration."""
+        self.check(cfg, where, tuple(extra))
+        name, args = _split(cfg, where)
+        for key, registry in self.parts.items():
+            if isinstance(args.get(key), Mapping):
+                args[key] = registry.build(args[key], join(where, key))
+        try:
+            return self.get(name, where)(**args, **extra)
+        except UserError as error:
+            raise UserError(f"{where}: {error}" if where else str(error)) from error
+
+
+def _split(cfg: Any, where: str) -> tuple[str, dict[str, Any]]:
+    if not isinstance(cfg, Mapping):
+        raise UserError(f"{where}: expected a mapping with a 'name', found {type(cfg).__name__} {cfg!r}")
+    args = dict(cfg)
+    name = args.pop("name", None)
+    if not isinstance(name, str):
+        raise UserError(f"{join(where, 'name')}: missing; say which one to build")
+    return name, args

@@ -1,0 +1,102 @@
+"""A constructor's signature is the configuration schema: unknown keys and wrong types are told with the nearest match."""
+
+from __future__ import annotations
+
+import collections.abc
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from utils.errors import UserError
+
+
+def hint(word: str, known: Iterable[str]) -> str:
+    """' Did you mean ...?' for the nearest match, else the list of what is known."""
+    names = sorted(known)
+    lower = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(str(word).lower(), list(lower), n=1, cutoff=0.6)
+    if close:
+        return f" Did you mean '{lower[close[0]]}'?"
+    return f" Known: {', '.join(names)}." if names else ""
+
+
+def parameters(target: Callable) -> dict[str, inspect.Parameter]:
+    """Named parameters of a class or function; a `**kwargs` is not a schema and does not count."""
+    skipped = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return {name: p for name, p in inspect.signature(target).parameters.items() if p.kind not in skipped}
+
+
+def check_arguments(target: Callable, args: Mapping[str, Any], where: str, what: str) -> None:
+    """Raise UserError for the first key of `args` that `target` does not take or that has the wrong type."""
+    known = parameters(target)
+    hints = _type_hints(target)
+    for key, value in args.items():
+        if key not in known:
+            raise UserError(f"{join(where, key)}: {what} has no such option.{hint(key, known)}")
+        check_type(value, hints.get(key, Any), join(where, key))
+
+
+def check_required(target: Callable, given: Iterable[str], where: str, what: str) -> None:
+    """Raise UserError naming the first parameter without a default that is not given."""
+    given = set(given)
+    for name, parameter in parameters(target).items():
+        if parameter.default is inspect.Parameter.empty and name not in given:
+            raise UserError(f"{join(where, name)}: {what} needs this option")
+
+
+def check_type(value: Any, expected: Any, where: str) -> None:
+    """Check plain YAML values against an annotation; annotations that YAML cannot express are left alone."""
+    if not _matches(value, expected):
+        kind = type(value).__name__
+        raise UserError(f"{where}: expected {_describe(expected)}, found {kind} {value!r}")
+
+
+def join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
+def _type_hints(target: Callable) -> dict[str, Any]:
+    function = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
+    try:
+        return typing.get_type_hints(function)
+    except NameError:  # a name imported for type checkers only: no check rather than a wrong one
+        return {}
+
+
+def _matches(value: Any, expected: Any) -> bool:
+    origin, args = typing.get_origin(expected), typing.get_args(expected)
+    if expected is None or expected is type(None):
+        return value is None
+    if origin in (typing.Union, types.UnionType):
+        return any(_matches(value, option) for option in args)
+    if origin is typing.Literal:
+        return value in args
+    if origin in (list, tuple, collections.abc.Sequence):
+        return isinstance(value, list | tuple) and all(_matches(item, args[0]) for item in value if args)
+    if origin in (dict, collections.abc.Mapping):
+        return isinstance(value, Mapping)
+    if expected is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if expected is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if expected in (str, bool, list, tuple, dict):
+        return isinstance(value, expected)
+    return True
+
+
+def _describe(expected: Any) -> str:
+    origin, args = typing.get_origin(expected), typing.get_args(expected)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(option) for option in args)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(repr(option) for option in args)
+    if expected is type(None):
+        return "null"
+    if origin in (list, tuple, collections.abc.Sequence):
+        return f"a list of {_describe(args[0])}" if args else "a list"
+    return {float: "a number", int: "an integer", bool: "true or false", str: "a text"}.get(
+        expected, getattr(expected, "__name__", str(expected))
+    )
