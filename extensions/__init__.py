@@ -1,0 +1,1 @@
+"""Operations on point clouds. Everything public is in `extensions.ops`."""

@@ -1,0 +1,84 @@
+"""Chamfer distance between clouds: how far each point is from the nearest of the other cloud, both ways.
+
+Gradients flow through the nearest pairs only. A coordinate that is not finite makes the distance not finite.
+B clouds, n and m points.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from extensions.pointops import gather_points, reference
+from extensions.pointops.check import check_clouds, check_not_empty
+from utils.errors import UserError
+
+Reduction = Literal["mean", "split", "patch", "none"]
+Norm = Literal["l2", "l1"]
+
+
+def chamfer_distance(
+    x: Tensor,
+    y: Tensor,
+    *,
+    reduction: Reduction = "mean",
+    norm: Norm = "l2",
+    ignore_zeros: bool | Literal["sum"] = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Chamfer distance of clouds x (B, n, 3) and y (B, m, 3).
+
+    norm "l2": squared distances, the two directions added; "l1": distances, the two directions averaged (the
+    gradient of a distance is taken as zero where points coincide).
+    reduction "patch": one value a cloud (B,); "mean": their mean; "split": the mean of each direction apart, neither
+    added nor averaged; "none": the distance of every point, (B, n) and (B, m).
+    ignore_zeros: points (0, 0, 0) are padding. They are nobody's nearest, their own distance is 0 and they do not
+    count in the means; a cloud without a partner has distance 0. "sum" ignores every point whose coordinates sum to 0,
+    as the original did (for a batch of one).
+    """
+    x, y = check_clouds("chamfer_distance", x=x, y=y)
+    check_not_empty("chamfer_distance", x=x, y=y)
+    for name, value, allowed in (("reduction", reduction, Reduction), ("norm", norm, Norm)):
+        if value not in get_args(allowed):
+            raise UserError(f"chamfer_distance: {name} must be one of {get_args(allowed)}, got {value!r}")
+
+    keep_x, keep_y = (_kept(x, ignore_zeros), _kept(y, ignore_zeros)) if ignore_zeros else (None, None)
+    to_y, to_x = reference.nearest(_out_of_reach(x, keep_x), _out_of_reach(y, keep_y))
+    dist1, dist2 = _squared(x, gather_points(y, to_y)), _squared(y, gather_points(x, to_x))
+    if norm == "l1":
+        dist1, dist2 = _safe_sqrt(dist1), _safe_sqrt(dist2)
+    if keep_x is not None and keep_y is not None:
+        keep_x, keep_y = keep_x & keep_y.any(1, keepdim=True), keep_y & keep_x.any(1, keepdim=True)
+        dist1, dist2 = dist1.masked_fill(~keep_x, 0), dist2.masked_fill(~keep_y, 0)
+    if reduction == "none":
+        return dist1, dist2
+
+    mean1, mean2 = _cloud_mean(dist1, keep_x), _cloud_mean(dist2, keep_y)  # (B,)
+    if reduction == "split":
+        return mean1.mean(), mean2.mean()
+    patch = mean1 + mean2 if norm == "l2" else (mean1 + mean2) / 2
+    return patch if reduction == "patch" else patch.mean()
+
+
+def _squared(a: Tensor, b: Tensor) -> Tensor:
+    return (a - b).square().sum(-1)
+
+
+def _safe_sqrt(squared: Tensor) -> Tensor:
+    """Square root with gradient zero, instead of infinite, at zero."""
+    zero = squared == 0
+    return squared.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
+
+
+def _kept(cloud: Tensor, rule: bool | str) -> Tensor:
+    """Mask (B, N) of the points that are not padding."""
+    return cloud.sum(2) != 0 if rule == "sum" else (cloud != 0).any(2)
+
+
+def _out_of_reach(cloud: Tensor, keep: Tensor | None) -> Tensor:
+    """The cloud with ignored points moved to infinity, where nothing is nearest to them."""
+    return cloud if keep is None else cloud.masked_fill(~keep[..., None], torch.inf)
+
+
+def _cloud_mean(distance: Tensor, keep: Tensor | None) -> Tensor:
+    """Mean over the kept points of every cloud (B,)."""
+    return distance.mean(1) if keep is None else distance.sum(1) / keep.sum(1).clamp_min(1)

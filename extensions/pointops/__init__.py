@@ -1,0 +1,16 @@
+"""Sampling, neighbours, grouping and interpolation of point clouds."""
+
+from .grouping import gather_points, group, group_points
+from .neighbours import ball_query, ball_query_count, knn, three_nn
+from .sampling import farthest_point_sample
+
+__all__ = [
+    "ball_query",
+    "ball_query_count",
+    "farthest_point_sample",
+    "gather_points",
+    "group",
+    "group_points",
+    "knn",
+    "three_nn",
+]

@@ -1,0 +1,51 @@
+"""Gathering points by index, and the groups a point transformer is fed with."""
+
+import torch
+from torch import Tensor
+
+from utils.errors import UserError
+
+from . import reference
+from .check import check_clouds, check_count, check_indices
+
+
+def gather_points(points: Tensor, indices: Tensor) -> Tensor:
+    """Rows of `points` (B, N, C) at int64 `indices` (B, ...): (B, ..., C), any dtype, differentiable in `points`."""
+    if not isinstance(points, Tensor) or points.ndim != 3:
+        raise UserError(f"gather_points: points must be (B, N, C), got {_describe(points)}")
+    check_indices("gather_points", indices, "points", points)
+    batch = torch.arange(points.shape[0], device=points.device)
+    return points[batch.view(-1, *[1] * (indices.ndim - 1)), indices]
+
+
+def group_points(points: Tensor, indices: Tensor, center: Tensor | None = None) -> Tensor:
+    """Neighbourhoods (B, G, K, C) of `points` (B, N, C) at `indices` (B, G, K), relative to `center` (B, G, C) if any."""
+    grouped = gather_points(points, indices)
+    if center is None:
+        return grouped
+    if grouped.ndim != 4 or center.shape != (*indices.shape[:2], points.shape[2]):
+        raise UserError(
+            f"group_points: center must be (B, G, C) for indices (B, G, K) {tuple(indices.shape)}, "
+            f"got {tuple(center.shape)}"
+        )
+    return grouped - center[:, :, None]
+
+
+def group(
+    points: Tensor, num_group: int, group_size: int, *, skip_near_origin: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut clouds (B, N, 3) into groups: neighbourhoods (B, G, K, 3), centres (B, G, 3), indices (B, G, K).
+
+    Centres are a farthest point sample from index 0, members their nearest points, nearest (the centre itself) first;
+    coordinates are relative to the centre. Gradients reach `points`.
+    """
+    (points,) = check_clouds("group", points=points)
+    num_group = check_count("group", "num_group", num_group, limit=points.shape[1])
+    group_size = check_count("group", "group_size", group_size, limit=points.shape[1])
+    center = gather_points(points, reference.farthest_point_sample(points, num_group, 0, skip_near_origin))
+    indices = reference.knn(center, points, group_size)[1]
+    return group_points(points, indices, center), center, indices
+
+
+def _describe(value: object) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,64 @@
+"""Neighbours of points: the k nearest, those in a ball, the nearest three for interpolation.
+
+Squared distances carry gradients to both clouds (through the chosen pairs); indices never do.
+NaN: a distance that is not a number counts as the farthest of all.
+"""
+
+import torch
+from torch import Tensor
+
+from utils.errors import UserError
+
+from . import reference
+from .check import check_clouds, check_count, check_not_empty
+from .grouping import gather_points
+
+
+def knn(query: Tensor, points: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k nearest points (B, N, C) of every query (B, M, C): squared distances and int64 indices, both (B, M, k).
+
+    Ascending, lowest index first among equal distances, so a query that is one of the points finds itself first
+    (or its lowest duplicate). C may be anything: coordinates or features.
+    """
+    query, points = check_clouds("knn", channels=None, query=query, points=points)
+    k = check_count("knn", "k", k, limit=points.shape[1])
+    distances, indices = reference.knn(query, points, k)
+    if torch.is_grad_enabled() and (query.requires_grad or points.requires_grad):
+        distances = (query[:, :, None] - gather_points(points, indices)).square().sum(3)
+    return distances, indices
+
+
+def ball_query(query: Tensor, points: Tensor, radius: float, k: int) -> Tensor:
+    """Indices (B, M, k) of the first k points, in index order, strictly closer than `radius` to each query.
+
+    Fewer than k: the first one fills the rest. None: zeros, as pointnet2_ops does; `ball_query_count` tells.
+    """
+    return _ball_query("ball_query", query, points, radius, k)[0]
+
+
+def ball_query_count(query: Tensor, points: Tensor, radius: float, k: int) -> tuple[Tensor, Tensor]:
+    """As `ball_query`, and the number of points found (B, M), at most k."""
+    return _ball_query("ball_query_count", query, points, radius, k)
+
+
+def _ball_query(where: str, query: Tensor, points: Tensor, radius: float, k: int) -> tuple[Tensor, Tensor]:
+    query, points = check_clouds(where, query=query, points=points)
+    check_not_empty(where, points=points)
+    if not radius > 0:
+        raise UserError(f"{where}: radius must be above 0, got {radius}")
+    return reference.ball_query(query, points, radius, check_count(where, "k", k))
+
+
+def three_nn(unknown: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """The three nearest known points (B, m, 3) of every unknown one (B, n, 3): squared distances and indices (B, n, 3).
+
+    With fewer than three known points the missing places have distance inf and index 0, hence no weight.
+    """
+    unknown, known = check_clouds("three_nn", unknown=unknown, known=known)
+    check_not_empty("three_nn", known=known)
+    distances, indices = knn(unknown, known, min(3, known.shape[1]))
+    missing = 3 - indices.shape[2]
+    if missing:
+        distances = torch.nn.functional.pad(distances, (0, missing), value=torch.inf)
+        indices = torch.nn.functional.pad(indices, (0, missing))
+    return distances, indices

@@ -1,0 +1,124 @@
+"""The operations in plain PyTorch: the definition of every result, and the fallback where nothing is compiled.
+
+Arguments are checked and float32 or float64 already. Rules that every implementation keeps:
+squared distances are sums of squared differences, channel after channel, each step rounded (no fused multiply-add, no
+expanded squares); among equal distances the lowest index wins; no gradient here (the callers gather and
+differentiate); no step waits for the device; a tensor of distances holds at most BLOCK numbers at a time.
+
+B clouds, N points, M queries, C channels.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+BLOCK = 1 << 20  # 4 MB of float32: stays in a CPU's cache
+FAR = 1e10  # the running minimum before the first choice, as in pointnet2_ops
+NEAR_ORIGIN = 1e-3  # squared norm up to which pointnet2_ops takes a point for padding
+
+
+def pair_distances(query: Tensor, points: Tensor) -> Tensor:
+    """Squared distances (B, M, N) of every query (B, M, C) to every point (B, N, C)."""
+    total = query.new_zeros(query.shape[0], query.shape[1], points.shape[1])
+    difference = torch.empty_like(total)
+    for channel in range(query.shape[2]):
+        torch.sub(query[:, :, None, channel], points[:, None, :, channel], out=difference)
+        total.add_(difference.mul_(difference))
+    return total
+
+
+def blocks(query: Tensor, points: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Slices of the batch and of the queries whose distance matrices hold about BLOCK numbers."""
+    batch, num_query, num_points = query.shape[0], query.shape[1], max(1, points.shape[1])
+    rows = max(1, min(num_query, BLOCK // num_points))
+    clouds = max(1, BLOCK // (rows * num_points))
+    for i in range(0, batch, clouds):
+        for j in range(0, num_query, rows):
+            yield slice(i, i + clouds), slice(j, j + rows)
+
+
+@torch.no_grad()
+def farthest_point_sample(points: Tensor, num_samples: int, start: int | None, skip_near_origin: bool) -> Tensor:
+    """Indices (B, num_samples); with `start` None the mean of the cloud acts as a choice before the first."""
+    batch, num_points, _ = points.shape
+    planes = points.permute(2, 0, 1).contiguous()  # (3, B, N)
+    delta = torch.empty_like(planes)
+    distance = points.new_empty(batch, num_points)
+
+    def measure(center: Tensor) -> Tensor:  # (3, B, 1) -> squared distances (B, N)
+        torch.sub(planes, center, out=delta)
+        delta.mul_(delta)
+        return torch.add(delta[0], delta[1], out=distance).add_(delta[2])
+
+    norm = measure(planes.new_zeros(3, 1, 1)).double()
+    candidate = norm.isfinite() & (norm > NEAR_ORIGIN) if skip_near_origin else norm.isfinite()
+    closest = torch.full_like(distance, FAR).masked_fill_(~candidate, -1)  # -1 never wins against a candidate
+    largest, chosen = distance.new_empty(batch, 1), norm.new_full((batch, 1), start or 0, dtype=torch.int64)
+    indices = chosen.repeat(1, num_samples)
+
+    if start is None:
+        torch.fmin(closest, measure(planes.mean(2, keepdim=True)), out=closest)
+        torch.max(closest, 1, keepdim=True, out=(largest, chosen))
+        indices[:, :1] = chosen
+    for step in range(1, num_samples):
+        center = planes.gather(2, chosen.expand(3, batch, 1))
+        torch.fmin(closest, measure(center), out=closest)
+        torch.max(closest, 1, keepdim=True, out=(largest, chosen))  # the first of equal maxima
+        indices[:, step : step + 1] = chosen
+    return indices
+
+
+def smallest(distances: Tensor, k: int) -> Tensor:
+    """Indices (..., k) of the smallest entries of (..., N), ascending, lowest index first among equals, NaN last."""
+    if distances.dtype == torch.float64:
+        return distances.sort(dim=-1, stable=True).indices[..., :k]
+    # topk leaves the order of ties open, so it gets keys without ties: the bits of a non-negative float sort like the
+    # float itself, and the index goes below them. The mask drops the sign that a NaN may carry.
+    keys = (distances.view(torch.int32) & 0x7FFFFFFF).long()
+    keys <<= 32
+    keys |= torch.arange(distances.shape[-1], device=distances.device)
+    return keys.topk(k, dim=-1, largest=False, sorted=True).values & 0xFFFFFFFF
+
+
+@torch.no_grad()
+def knn(query: Tensor, points: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Squared distances and indices (B, M, k) of the k nearest points of every query."""
+    distances = query.new_empty(query.shape[0], query.shape[1], k)
+    indices = torch.empty_like(distances, dtype=torch.int64)
+    for clouds, rows in blocks(query, points):
+        block = pair_distances(query[clouds, rows], points[clouds])
+        indices[clouds, rows] = smallest(block, k)
+        distances[clouds, rows] = block.gather(2, indices[clouds, rows])
+    return distances, indices
+
+
+@torch.no_grad()
+def ball_query(query: Tensor, points: Tensor, radius: float, k: int) -> tuple[Tensor, Tensor]:
+    """The first k points (B, M, k) closer than the radius, in index order, and how many were found (B, M)."""
+    num_points = points.shape[1]
+    number = torch.arange(num_points, device=points.device)
+    hits = number.new_full((query.shape[0], query.shape[1], k), num_points)
+    for clouds, rows in blocks(query, points):
+        inside = pair_distances(query[clouds, rows], points[clouds]) < radius * radius
+        keys = torch.where(inside, number, num_points)
+        hits[clouds, rows, :num_points] = keys.topk(min(k, num_points), dim=2, largest=False, sorted=True).values
+    found = (hits < num_points).sum(2)
+    first = torch.where(found > 0, hits[..., 0], 0)
+    return torch.where(hits < num_points, hits, first[..., None]), found
+
+
+@torch.no_grad()
+def nearest(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Index of the nearest y for every x (B, n) and of the nearest x for every y (B, m), from one pass."""
+    to_y = torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
+    to_x = torch.zeros(y.shape[:2], dtype=torch.int64, device=y.device)
+    closest = y.new_full(y.shape[:2], torch.inf)
+    for clouds, rows in blocks(x, y):
+        block = pair_distances(x[clouds, rows], y[clouds])
+        to_y[clouds, rows] = block.min(2).indices
+        distance, row = block.min(1)
+        closer = distance < closest[clouds]  # strict: an earlier block keeps a tie
+        to_x[clouds] = torch.where(closer, row + rows.start, to_x[clouds])
+        closest[clouds] = torch.where(closer, distance, closest[clouds])
+    return to_y, to_x
