@@ -54,7 +54,8 @@ class Loader:
 
     def epoch(self, epoch: int = 0, skip: int = 0) -> Iterator[dict[str, Tensor]]:
         """The batches of one epoch, on the device; `skip` leaves out the first ones."""
-        batches = [self._share(batch) for batch in self._global_batches(epoch)[skip:]]
+        shares = [self._share(batch) for batch in self._global_batches(epoch)[skip:]]
+        batches = [share for share in shares if len(share)]
         if self.resident is not None:
             for positions in batches:
                 rows = torch.from_numpy(positions).to(self.device)

@@ -28,7 +28,7 @@ def rotate_about_y(points: Tensor, angle: Tensor) -> Tensor:
 
 def rotate(points: Tensor, angle: Tensor, axis: int) -> Tensor:
     """Rotate (B, N, 3) by angle (B,) about a coordinate axis, in the sense of `rotate_about_y`."""
-    first, second = (axis + 2) % 3, (axis + 1) % 3  # about y: z and x, so that x' = c x - s z and z' = s x + c z
+    first, second = (axis + 2) % 3, (axis + 1) % 3  # about y these are x and z
     cos, sin = angle.cos()[:, None], angle.sin()[:, None]
     rotated = points.clone()
     rotated[..., second] = cos * points[..., second] + sin * points[..., first]

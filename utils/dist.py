@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import datetime
 import os
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def init_from_environment(device: torch.device) -> None:
@@ -50,13 +51,20 @@ def any_process(flag: bool, device: torch.device) -> bool:
     return bool(all_sum(torch.tensor(float(flag), device=device)) > 0) if dist.is_initialized() else flag
 
 
-def gather_rows(rows: Tensor) -> Tensor:
-    """Rows of all processes, in rank order; the numbers of rows may differ."""
+def gather_objects(value: Any) -> list:
+    """One value of every process, in rank order."""
     if not dist.is_initialized():
-        return rows
-    parts: list = [None] * world_size()
-    dist.all_gather_object(parts, rows.cpu())
-    return torch.cat(parts).to(rows.device)
+        return [value]
+    values: list = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast_buffers(model: nn.Module) -> None:
+    """Give every process the buffers of the first one."""
+    if dist.is_initialized():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def barrier() -> None:

@@ -1,0 +1,1 @@
+"""What a run learns: the losses of a batch, how a model is judged, which figure is watched."""

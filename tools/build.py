@@ -1,0 +1,128 @@
+"""From a checked configuration to the objects of a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from models import MODELS
+from models.layers.sync_batchnorm import convert_sync_batchnorm
+from tools import OPTIMIZERS, SCHEDULERS, TASKS
+from tools.optim import parameter_groups
+from tools.runner import Runner
+from tools.splits import DataSplits, check_data
+from tools.tasks.base import Task
+from utils import dist
+from utils.checkpoint import LoadReport, load_weights, read_checkpoint, weights_in
+from utils.errors import UserError
+from utils.schema import check_arguments, check_required, hint, parameters
+
+SECTIONS = ("task", "model", "data", "optimizer", "scheduler", "runner", "compat", "seed", "device", "deterministic")
+NEW_HEAD = ("head.",)  # may have another shape than in the checkpoint
+
+
+def compat(point_mae_schedule: bool = False) -> dict[str, bool]:
+    """Named switches that reproduce what was published where we do otherwise.
+
+    point_mae_schedule: the learning rate is set once an epoch and one epoch late, and one epoch more is run.
+    """
+    return {"point_mae_schedule": point_mae_schedule}
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Raise UserError for the first section, name, option or type that is wrong, before anything is read or built."""
+    for key in config:
+        if key not in SECTIONS:
+            raise UserError(f"{key}: no such section.{hint(key, SECTIONS)}")
+    for key in ("task", "model", "data", "optimizer"):
+        if not isinstance(config.get(key), Mapping):
+            raise UserError(f"{key}: section missing; the configuration needs it")
+    TASKS.check(config["task"], "task")
+    MODELS.check(config["model"], "model", given=("num_classes",) if _takes_classes(config["model"]) else ())
+    OPTIMIZERS.check(config["optimizer"], "optimizer", given=("params",))
+    SCHEDULERS.check(config.get("scheduler", {"name": "cosine"}), "scheduler")
+    for section, target in (("runner", Runner), ("compat", compat)):
+        check_arguments(target, config.get(section, {}), section, f"section '{section}'")
+    data = {**config["data"]}
+    check_arguments(DataSplits, data, "data", "section 'data'")
+    check_required(DataSplits, data, "data", "section 'data'")
+    check_data(data)
+    if not isinstance(config.get("seed", 0), int):
+        raise UserError(f"seed: expected an integer, found {config['seed']!r}")
+
+
+def build_device(name: str = "auto") -> torch.device:
+    """auto: the first CUDA device of this process, else Apple's, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device: '{name}' is not a device; use auto, cpu, cuda, cuda:1 or mps") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError("device: 'cuda' asked for, but torch sees no CUDA device; use device=cpu")
+        device = torch.device("cuda", dist.local_rank() if device.index is None else device.index)
+        torch.cuda.set_device(device)
+    return device
+
+
+def build_data(config: Mapping[str, Any], device: torch.device, seed: int) -> DataSplits:
+    return DataSplits(**config["data"], seed=seed, device=device)
+
+
+def build_model(config: Mapping[str, Any], data: DataSplits) -> nn.Module:
+    """The number of classes comes from the data unless the configuration names it."""
+    cfg = config["model"]
+    extra = {"num_classes": data.num_classes} if _takes_classes(cfg) and "num_classes" not in cfg else {}
+    if cfg.get("num_classes", data.num_classes) < data.num_classes:
+        raise UserError(f"model.num_classes: {cfg['num_classes']}, but the data have {data.num_classes} classes")
+    return MODELS.build(cfg, "model", **extra)
+
+
+def load_into(model: nn.Module, path: str, *, whole: bool) -> LoadReport:
+    """Weights of ours or of the official code. whole: every tensor must be there (to test a finished model)."""
+    weights = weights_in(read_checkpoint(path), path)
+    report = load_weights(model, weights, path, getattr(model, "key_map", None), may_differ=() if whole else NEW_HEAD)
+    if whole and report.missing:
+        raise UserError(f"{report.summary()}: a finished model is needed here; fine-tune it first")
+    return report
+
+
+def build_optimizer(config: Mapping[str, Any], model: nn.Module) -> torch.optim.Optimizer:
+    cfg = config["optimizer"]
+    groups = parameter_groups(model, cfg.get("weight_decay", 0.0))
+    if not groups:
+        raise UserError("model: every parameter is frozen; there is nothing to train")
+    return OPTIMIZERS.build(cfg, "optimizer", params=groups)
+
+
+def build_schedule(config: Mapping[str, Any]):
+    return SCHEDULERS.build(config.get("scheduler", {"name": "cosine"}), "scheduler")
+
+
+def build_task(config: Mapping[str, Any]) -> Task:
+    return TASKS.build(config["task"], "task")
+
+
+def build_runner(config: Mapping[str, Any], model: nn.Module) -> Runner:
+    runner = Runner(**config.get("runner", {}))
+    if runner.sync_bn and dist.world_size() > 1:
+        convert_sync_batchnorm(model)
+    return runner
+
+
+def set_determinism(on: bool) -> None:
+    """Refuse operations whose result can change from run to run."""
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+
+
+def _takes_classes(cfg: Mapping[str, Any]) -> bool:
+    return "num_classes" in parameters(MODELS.get(cfg.get("name", ""), "model"))

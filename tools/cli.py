@@ -1,0 +1,219 @@
+"""The command line of main_pretrain.py and main_finetune.py, and the steps of a run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+
+from tools.build import (
+    build_data,
+    build_device,
+    build_model,
+    build_optimizer,
+    build_runner,
+    build_schedule,
+    build_task,
+    check_config,
+    compat,
+    load_into,
+    set_determinism,
+)
+from tools.experiment import Experiment, config_hash, machine
+from tools.monitor import duration
+from tools.probe import PROBES, run_probes
+from tools.report import results_table, write_report
+from tools.runner import Runner, Stopped
+from tools.splits import DataSplits
+from tools.tasks.base import Task
+from utils import dist
+from utils.config import describe_config, load_config, to_plain
+from utils.errors import UserError
+from utils.logging import get_logger, start_logging
+from utils.random import seed_everything
+from utils.schema import hint
+
+
+class Parser(argparse.ArgumentParser):
+    """One line for a wrong option, with the nearest match, instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        wrong = next((word for word in message.split() if word.startswith("--")), "")
+        known = [option for action in self._actions for option in action.option_strings]
+        tip = hint(wrong, known) if "unrecognized" in message else ""
+        self.exit(2, f"error: {message}.{tip} See --help.\n")
+
+
+def parse_arguments(mode: str, argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        prog=f"main_{mode}.py", description="Train, test or probe what a configuration describes.", allow_abbrev=False
+    )
+    parser.add_argument("--config", required=True, help="YAML file; see cfgs/")
+    parser.add_argument("--exp_name", default="default", help="name of the run: experiments/<config>/<exp_name>/")
+    parser.add_argument("--root", default="experiments", help="where the folders of the runs lie")
+    parser.add_argument("--ckpts", help="checkpoint to start from, test or probe")
+    parser.add_argument("--resume", action="store_true", help="continue the run of this name")
+    parser.add_argument("--overwrite", action="store_true", help="start anew; an old folder is kept under another name")
+    parser.add_argument("--test", action="store_true", help="test the checkpoint, train nothing")
+    parser.add_argument("--svm", action="store_true", help="probe the frozen features of the checkpoint (or of none)")
+    parser.add_argument("--seed", type=int, help="random seed; default from the configuration, else 0")
+    parser.add_argument("--deterministic", action="store_true", help="refuse operations that may differ run to run")
+    parser.add_argument("--print-config", action="store_true", help="show every value and where it comes from")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="a.b=value", help="override options")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="the same, without --set")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # old launchers pass it
+    if mode == "finetune":
+        parser.add_argument("--finetune_model", action="store_true", help="fine-tune from the pre-trained --ckpts")
+        parser.add_argument("--scratch_model", action="store_true", help="train the same model from scratch")
+        parser.add_argument("--vote", action="store_true", help="also test by voting over 10 augmented views")
+    args = parser.parse_args(argv)
+    for name in ("finetune_model", "scratch_model", "vote"):
+        setattr(args, name, getattr(args, name, False))
+    return args
+
+
+def check_arguments(args: argparse.Namespace, mode: str) -> None:
+    """Contradictions on the command line."""
+    if args.resume and (args.test or args.svm):
+        raise UserError("--resume continues training; it does not go with --test or --svm")
+    if args.resume and args.ckpts:
+        raise UserError("--resume continues from the run's own checkpoint; leave out --ckpts")
+    if args.test and not args.ckpts:
+        raise UserError("--test needs --ckpts: which model to test")
+    if args.finetune_model and args.scratch_model:
+        raise UserError("--finetune_model starts from a checkpoint, --scratch_model from nothing; choose one")
+    if args.finetune_model and not args.ckpts and not args.resume:
+        raise UserError("--finetune_model needs --ckpts: the pre-trained model (from scratch: --scratch_model)")
+    if args.scratch_model and args.ckpts:
+        raise UserError("--scratch_model starts from nothing; leave out --ckpts")
+    trains = not (args.test or args.svm or args.resume or args.print_config)
+    if mode == "finetune" and trains and not (args.finetune_model or args.scratch_model):
+        raise UserError("say --finetune_model --ckpts P, --scratch_model, --test --ckpts P or --svm")
+
+
+def main(mode: str, argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 2 a person's mistake told in one line, 128 + signal when stopped."""
+    try:
+        args = parse_arguments(mode, argv)
+        check_arguments(args, mode)
+        config, origins = load_config(args.config, [*args.set, *args.overrides])
+        if args.seed is not None:
+            config["seed"], origins["seed"] = args.seed, "command line"
+        if args.vote:
+            config["task"]["vote_times"] = config["task"].get("vote_times") or 10
+        check_config(config)
+        if args.print_config:
+            print(describe_config(config, origins))
+            return 0
+        run(args, to_plain(config))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stop:
+        get_logger().warning(str(stop))
+        return 128 + stop.signal
+    finally:
+        dist.shutdown()
+    return 0
+
+
+def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
+    """Build everything, then train, test or probe, and write down what came out."""
+    seed, started = config.get("seed", 0), time.monotonic()
+    device = build_device(config.get("device", "auto"))
+    dist.init_from_environment(device)
+    start_logging(dist.is_main())
+    set_determinism(args.deterministic or config.get("deterministic", False))
+    data = build_data(config, device, seed)
+    seed_everything(seed)  # the same initial weights in every process
+    model = build_model(config, data)
+    weights = load_into(model, args.ckpts, whole=args.test).summary() if args.ckpts else "weights: at random"
+    runner = build_runner(config, model.to(device))
+    experiment = open_experiment(args)
+    experiment.record_start(config, seed)
+    task = build_task(config)
+    runner.prepare(
+        model,
+        task,
+        data,
+        build_optimizer(config, model),
+        build_schedule(config),
+        experiment,
+        config=config,
+        seed=seed,
+        **compat(**config.get("compat", {})),
+    )
+    announce(experiment, config, data, model, device, weights)
+    seed_everything(seed, dist.rank())  # dropout and the like differ between processes
+    if args.resume:
+        runner.resume()
+    rows = work(args, runner, task, data)
+    finish(experiment, rows, config, data, time.monotonic() - started)
+
+
+def work(args: argparse.Namespace, runner: Runner, task: Task, data: DataSplits) -> list[dict]:
+    """Train, test or probe; result rows, each with the rule that chose the weights."""
+    if args.svm:
+        return labelled(run_probes(runner.eval_model(), data, runner.autocast, PROBES), "as loaded")
+    if args.test:
+        return labelled(task.conclude(runner.eval_model(), data, runner.autocast), "as loaded")
+    runner.fit()
+    rows = labelled(task.conclude(runner.eval_model(), data, runner.autocast), "last epoch")
+    if runner.best is not None:
+        selection = runner.load_best()
+        rows += labelled(task.conclude(runner.eval_model(), data, runner.autocast), selection)
+    return rows
+
+
+def labelled(rows: list[dict], selection: str) -> list[dict]:
+    return [{**row, "selection": selection} for row in rows]
+
+
+def open_experiment(args: argparse.Namespace) -> Experiment:
+    prefix = "test_" if args.test else "svm_" if args.svm else ""
+    return Experiment.open(args.root, args.config, prefix + args.exp_name, resume=args.resume, overwrite=args.overwrite)
+
+
+def announce(
+    experiment: Experiment,
+    config: dict[str, Any],
+    data: DataSplits,
+    model: nn.Module,
+    device: torch.device,
+    weights: str,
+) -> None:
+    log = start_logging(dist.is_main(), experiment.folder / "train.log")
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    log.info(f"folder: {experiment.folder}")
+    log.info(data.describe())
+    log.info(f"model: {config['model']['name']}, {trained:,} parameters trained, {frozen:,} frozen")
+    log.info(weights)
+    log.info(f"device: {device}, {machine()}, {dist.world_size()} process(es), {torch.get_num_threads()} threads")
+
+
+def finish(
+    experiment: Experiment, rows: list[dict], config: dict[str, Any], data: DataSplits, seconds: float
+) -> None:
+    """results.json, the report, and a table on the terminal."""
+    test = data.test.dataset if data.test is not None else None
+    protocol = {
+        "dataset": test.name if test else None,
+        "fingerprint": test.fingerprint() if test else None,
+        "seed": config.get("seed", 0),
+        "epochs": config.get("runner", {}).get("epochs"),
+        "config_hash": config_hash(config),
+        "machine": machine(),
+    }
+    experiment.write_json("results.json", {"seconds": round(seconds, 1), "rows": [{**row, **protocol} for row in rows]})
+    if dist.is_main():
+        write_report(experiment.folder)
+        log = get_logger()
+        for line in results_table(rows):
+            log.info(line)
+        log.info(f"finished in {duration(seconds)}; report: {experiment.folder / 'report.html'}")

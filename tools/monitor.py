@@ -1,0 +1,114 @@
+"""What a person sees of a run: a live bar (or plain lines with the time left), train.log, metrics.jsonl, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from utils import dist
+from utils.logging import get_logger
+
+PLAIN_EVERY = 15.0  # seconds between plain progress lines
+
+
+class Monitor:
+    """One per run. Other processes than the first build it too, and it stays quiet there."""
+
+    def __init__(self, folder: Path, epochs: int, steps_per_epoch: int, start_epoch: int = 0):
+        self.epochs, self.steps = epochs, steps_per_epoch
+        self.log, self.main = get_logger(), dist.is_main()
+        self.path = folder / "metrics.jsonl"
+        self.board = _open_board(folder / "tensorboard", start_epoch * steps_per_epoch) if self.main else None
+        self.bar: tqdm | None = None
+        self.started, self.steps_done, self.last_line = time.monotonic(), 0, time.monotonic()
+        self.start_step = start_epoch * steps_per_epoch
+        if self.main:
+            _keep_epochs_before(self.path, start_epoch)
+
+    def start_epoch(self, epoch: int, step: int) -> None:
+        self.epoch = epoch
+        if self.main and sys.stderr.isatty():
+            label = f"epoch {epoch + 1}/{self.epochs}"
+            self.bar = tqdm(total=self.steps, initial=step, desc=label, leave=False, dynamic_ncols=True, unit="batch")
+
+    def step(self, step: int, describe: Any) -> None:
+        """After every training step; `describe()` gives the figures to show and is called only when they are shown."""
+        self.steps_done += 1
+        if self.bar is not None:
+            self.bar.update()
+            if self.bar.n % 5 == 0 or self.bar.n == self.steps:
+                self.bar.set_postfix(describe(), refresh=False)
+        elif self.main and time.monotonic() - self.last_line > PLAIN_EVERY:
+            self.last_line = time.monotonic()
+            figures = "  ".join(f"{key} {value}" for key, value in describe().items())
+            self.log.info(f"epoch {self.epoch + 1}/{self.epochs}  batch {step}/{self.steps}  {figures}  {self._eta(step)}")
+
+    def end_epoch(self, epoch: int, record: dict[str, Any], note: str = "") -> None:
+        """Close the bar, write the epoch's figures everywhere."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+        if not self.main:
+            return
+        shown = "  ".join(f"{key} {_short(value)}" for key, value in record.items() if key not in ("epoch", "step"))
+        self.log.info(f"epoch {epoch + 1}/{self.epochs}  {shown}  {self._eta(self.steps)}{note}")
+        self.last_line = time.monotonic()
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        if self.board is not None:
+            for key, value in record.items():
+                if isinstance(value, int | float) and key not in ("epoch", "step"):
+                    self.board.add_scalar(key, value, record["step"])
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        if self.board is not None:
+            self.board.close()
+
+    def _eta(self, step: int) -> str:
+        left = (self.epochs - self.epoch) * self.steps - step
+        seconds = (time.monotonic() - self.started) / max(self.steps_done, 1) * left
+        return f"{duration(seconds)} left" if left else f"{duration(time.monotonic() - self.started)} in all"
+
+
+def duration(seconds: float) -> str:
+    """85 -> '1 min 25 s'."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _open_board(folder: Path, purge_step: int):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        get_logger().warning("tensorboard is not installed: curves go to metrics.jsonl only")
+        return None
+    return SummaryWriter(str(folder), purge_step=purge_step or None)
+
+
+def _keep_epochs_before(path: Path, epoch: int) -> None:
+    """After a resume the epochs that run again must not stand twice."""
+    if path.is_file():
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _epoch_of(line) < epoch]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        os.replace(temporary, path)
+
+
+def _epoch_of(line: str) -> float:
+    try:
+        return json.loads(line)["epoch"]
+    except (ValueError, KeyError, TypeError):  # a line cut off by a crash: its epoch runs again
+        return float("inf")

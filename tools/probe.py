@@ -1,0 +1,141 @@
+"""How well frozen features separate classes: linear SVM, nearest neighbours, linear classifier, off one extraction.
+
+Choices (C, k) are made by cross-validation on the training features, never on the test set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from datasets.loader import Loader
+from tools.splits import DataSplits
+from tools.tasks.base import Autocast, evaluating, prepared
+from utils import dist
+from utils.errors import UserError
+
+C_GRID = (0.001, 0.01, 0.1, 1.0, 10.0)
+K_GRID = (1, 5, 10, 20)
+FOLDS = 3
+PROBES = ("svm", "svm_cv", "knn", "linear")
+
+
+@dataclass
+class Features:
+    """Vectors and labels of one set; equal `groups` are near-duplicates and stay together in cross-validation."""
+
+    x: np.ndarray  # (n, C)
+    y: np.ndarray  # (n,)
+    groups: np.ndarray | None = None
+
+
+@dataclass
+class Score:
+    accuracy: float  # percent
+    protocol: str
+
+
+def extract_features(model: nn.Module, loader: Loader, data: DataSplits, autocast: Autocast) -> Features:
+    """`model.encode` of every cloud, in the order of the data set, whatever the number of processes."""
+    if not hasattr(model, "encode"):
+        raise UserError(f"model '{type(model).__name__}' has no encode(points): its features cannot be probed")
+    rows = []
+    model.eval()
+    with evaluating(autocast):
+        for batch in prepared(loader, data):
+            vectors = model.encode(batch["points"]).float().cpu().numpy()
+            rows.append((batch["index"].cpu().numpy(), vectors, batch["label"].cpu().numpy()))
+    everyone = [row for part in dist.gather_objects(rows) for row in part]
+    index, x, y = (np.concatenate(column) for column in zip(*everyone))
+    position = np.empty(loader.dataset.index.max() + 1, dtype=np.int64)
+    position[loader.dataset.index] = np.arange(len(loader.dataset))
+    order = np.argsort(position[index])
+    if not np.isfinite(x).all():
+        raise UserError("the features hold NaN or infinity: the model has diverged")
+    groups = loader.dataset.groups
+    return Features(x[order], y[order], None if groups is None else groups[loader.dataset.index])
+
+
+def run_probes(model: nn.Module, data: DataSplits, autocast: Autocast, names: tuple[str, ...]) -> list[dict]:
+    """Result rows on the test set."""
+    if data.test is None:
+        raise UserError("data.test: a probe needs a test set")
+    train = extract_features(model, data.fit_set, data, autocast)
+    test = extract_features(model, data.test, data, autocast)
+    functions = {"svm": svm, "svm_cv": svm_cv, "knn": knn, "linear": linear}
+    rows = []
+    for name in names:
+        score = functions[name](train, test)
+        rows.append({"metric": f"{name}_acc", "value": score.accuracy, "split": "test", "protocol": score.protocol})
+    return rows
+
+
+def svm(train: Features, test: Features, c: float = 0.01) -> Score:
+    """The field's probe: linear SVM, C = 0.01, features as they are."""
+    from sklearn.svm import SVC
+
+    classifier = SVC(C=c, kernel="linear").fit(train.x, train.y)
+    return Score(_percent(classifier.predict(test.x), test.y), f"linear SVM, C {c:g}")
+
+
+def svm_cv(train: Features, test: Features) -> Score:
+    """Linear SVM on standardised features, C chosen on the training data."""
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import SVC
+
+    return _chosen(
+        lambda c: make_pipeline(StandardScaler(), SVC(C=c / train.x.shape[1], kernel="linear")),
+        C_GRID,
+        train,
+        test,
+        "linear SVM on standardised features, C/width",
+    )
+
+
+def knn(train: Features, test: Features) -> Score:
+    """Nearest neighbours by cosine similarity, k chosen on the training data."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    def make(k: int):
+        return KNeighborsClassifier(k, metric="cosine", weights="distance", algorithm="brute")
+
+    fitting = tuple(k for k in K_GRID if k <= len(train.x) // FOLDS) or (1,)
+    return _chosen(make, fitting, train, test, "cosine nearest neighbours, k")
+
+
+def linear(train: Features, test: Features) -> Score:
+    """Logistic regression on standardised features, C chosen on the training data."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return _chosen(
+        lambda c: make_pipeline(StandardScaler(), LogisticRegression(C=c / train.x.shape[1], max_iter=300)),
+        C_GRID,
+        train,
+        test,
+        "logistic regression on standardised features, C/width",
+    )
+
+
+def _chosen(make, grid: tuple, train: Features, test: Features, protocol: str) -> Score:
+    """Fit with the value that wins the cross-validation on the training features; ties go to the smaller value."""
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_score
+
+    smallest = int(np.bincount(train.y)[np.unique(train.y)].min())
+    value = grid[0]
+    if smallest >= 2 and len(grid) > 1:
+        kind = StratifiedKFold if train.groups is None else StratifiedGroupKFold
+        folds = kind(min(FOLDS, smallest), shuffle=True, random_state=0)
+        means = [cross_val_score(make(v), train.x, train.y, cv=folds, groups=train.groups).mean() for v in grid]
+        value = grid[int(np.argmax(means))]
+    accuracy = _percent(make(value).fit(train.x, train.y).predict(test.x), test.y)
+    return Score(accuracy, f"{protocol} {value:g} by {FOLDS}-fold cross-validation on train")
+
+
+def _percent(prediction: np.ndarray, truth: np.ndarray) -> float:
+    return 100.0 * float((prediction == truth).mean())

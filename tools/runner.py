@@ -1,0 +1,333 @@
+"""The one training loop of the project. What a batch's loss is and how a model is evaluated, the task knows."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from datasets.transforms import apply_all
+from tools.experiment import Experiment
+from tools.monitor import Monitor
+from tools.schedule import progress
+from utils import dist
+from utils.checkpoint import read_checkpoint, save_checkpoint
+from utils.errors import UserError
+from utils.logging import get_logger
+from utils.metrics import Mean
+from utils.random import BatchRandom, global_rng_state, set_global_rng_state
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Stopped(Exception):
+    """A signal asked the run to end; everything is saved."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.signal = number
+
+
+class Runner:
+    """Train, validate, keep the last and the best checkpoint, continue where an earlier run ended.
+
+    select: which weights count at the end. "val": best on validation data; "last": the last epoch;
+    "test": best on the test set, as much of the field does it (optimistic; every table says so).
+    """
+
+    def __init__(
+        self,
+        epochs: int = 300,
+        accumulate: int = 1,
+        clip_grad: float = 0.0,
+        precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+        compile: bool = False,
+        ema_decay: float = 0.0,
+        sync_bn: bool = False,
+        val_every: int = 1,
+        save_every: int = 1,
+        select: Literal["val", "last", "test"] = "val",
+        max_nonfinite: int = 10,
+    ):
+        for name, value in (("epochs", epochs), ("accumulate", accumulate), ("val_every", val_every)):
+            if value < 1:
+                raise UserError(f"runner.{name}: {value}; use at least 1")
+        self.epochs, self.accumulate, self.clip_grad, self.precision = epochs, accumulate, clip_grad, precision
+        self.compile, self.ema_decay, self.sync_bn = compile, ema_decay, sync_bn
+        self.val_every, self.save_every, self.select = val_every, save_every, select
+        self.max_nonfinite = max_nonfinite
+        self.log = get_logger()
+
+    def prepare(
+        self,
+        model: nn.Module,
+        task,
+        data,
+        optimizer: torch.optim.Optimizer,
+        schedule: Callable[[float, float, int], float],
+        experiment: Experiment,
+        *,
+        config: dict[str, Any],
+        seed: int,
+        point_mae_schedule: bool = False,
+    ) -> None:
+        """Take over what a run consists of; the model is on its device already."""
+        self.model, self.task, self.data, self.optimizer, self.schedule = model, task, data, optimizer, schedule
+        self.experiment, self.config, self.point_mae_schedule = experiment, config, point_mae_schedule
+        self.device = next(model.parameters()).device
+        self.base_lr = optimizer.param_groups[0]["lr"]
+        averaging = get_ema_multi_avg_fn(self.ema_decay)
+        self.ema = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True) if self.ema_decay else None
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self.rng = BatchRandom(seed + 1, self.device)
+        self.total_epochs = self.epochs + int(point_mae_schedule)
+        self.steps = len(data.train) // self.accumulate
+        if self.steps == 0:
+            raise UserError(f"runner.accumulate: {self.accumulate} batches a step, but an epoch has {len(data.train)}")
+        self.epoch, self.step, self.best = 0, 0, None
+        self.means, self.skipped, self.nonfinite_in_a_row = Mean(), 0, 0
+
+    # ---------------------------------------------------------------- the loop
+
+    def fit(self) -> None:
+        """Run the remaining epochs."""
+        wrapped = self._wrap()
+        monitor = Monitor(self.experiment.folder, self.total_epochs, self.steps, self.epoch)
+        try:
+            with self._signals():
+                while self.epoch < self.total_epochs:
+                    self._train_epoch(wrapped, monitor)
+        finally:
+            monitor.close()
+
+    def _train_epoch(self, wrapped: nn.Module, monitor: Monitor) -> None:
+        started, first_step = time.monotonic(), self.step
+        monitor.start_epoch(self.epoch, self.step)
+        wrapped.train()
+        batches = self.data.train.epoch(self.epoch, skip=self.step * self.accumulate)
+        while self.step < self.steps:
+            self._set_learning_rate()
+            norm = self._train_step(wrapped, batches)
+            self.step += 1
+            monitor.step(self.step, lambda norm=norm: self._describe(norm))
+            if dist.any_process(self.signal is not None, self.device):
+                self._stop(monitor)
+        clouds = (self.steps - first_step) * self.accumulate * self.data.train.batch_size
+        self._finish_epoch(monitor, clouds / (time.monotonic() - started), started)
+
+    def _train_step(self, wrapped: nn.Module, batches: Iterator[dict[str, Tensor]]) -> Tensor:
+        """One optimizer step over `accumulate` batches, gradients averaged; a non-finite one is left out."""
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        shown: list[dict[str, Tensor]] = []
+        for index in range(self.accumulate):
+            batch = apply_all(self.data.augment, next(batches), self.rng)
+            last = index == self.accumulate - 1
+            with self._no_sync(not last), self.autocast():
+                losses = self.task.losses(wrapped, batch, self.rng)
+                self.scaler.scale(losses["loss"] / self.accumulate).backward()
+            shown.append(losses)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad or float("inf"))
+        if torch.isfinite(norm):
+            self.scaler.step(self.optimizer)
+            self.nonfinite_in_a_row = 0
+            for losses in shown:
+                self.means.add(losses)
+            if self.ema is not None:
+                self.ema.update_parameters(self.model)
+        else:
+            self._skip_step(batch, losses, norm, buffers)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _finish_epoch(self, monitor: Monitor, speed: float, started: float) -> None:
+        record: dict[str, Any] = {"epoch": self.epoch, "step": (self.epoch + 1) * self.steps}
+        record |= {f"train/{key}": value for key, value in self.means.compute().items()}
+        record |= {"train/lr": self.learning_rate, "train/samples_per_sec": round(speed, 1)}
+        if self.skipped:
+            record["train/skipped_steps"] = self.skipped
+        self.epoch, self.step, self.means = self.epoch + 1, 0, Mean()
+        note = ""
+        if self.epoch % self.val_every == 0 or self.epoch == self.total_epochs:
+            record |= self._validate()
+            if self._is_best(record):
+                note = "  best so far"
+        record["time/epoch"] = round(time.monotonic() - started, 2)
+        monitor.end_epoch(self.epoch - 1, record, note)
+        if note:
+            self.save(self.experiment.best)
+        if self.epoch % self.save_every == 0 or self.epoch == self.total_epochs:
+            self.save(self.experiment.last)
+
+    def _validate(self) -> dict[str, float]:
+        loader = self.data.test if self.select == "test" else self.data.val
+        if loader is None:
+            return {}
+        dist.broadcast_buffers(self.model)  # BatchNorm statistics are each process's own while training
+        figures = self.task.evaluate(self.eval_model(), loader, self.data, self.autocast)
+        return {f"{self._judged_on}/{key}": value for key, value in figures.items()}
+
+    @property
+    def _judged_on(self) -> str:
+        return "test" if self.select == "test" else "val"
+
+    def _is_best(self, record: dict[str, Any]) -> bool:
+        """True where the watched metric improved; the first of equals stays."""
+        key = f"{self._judged_on}/{self.task.watch}"
+        if self.select == "last" or key not in record:
+            return False
+        value = record[key]
+        sign = 1 if self.task.higher_is_better else -1
+        better = self.best is None or sign * value > sign * self.best["value"]
+        if better:
+            self.best = {"value": value, "metric": key, "epoch": self.epoch}
+        return better
+
+    @property
+    def learning_rate(self) -> float:
+        return self.optimizer.param_groups[0]["lr"]
+
+    def _set_learning_rate(self) -> None:
+        where = progress(self.epoch, self.step, self.steps, self.point_mae_schedule)
+        rate = self.schedule(self.base_lr, where, self.epochs)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+
+    def _describe(self, norm: Tensor) -> dict[str, str]:
+        figures = {key: f"{value:.4g}" for key, value in self.means.compute().items()}
+        return figures | {"lr": f"{self.learning_rate:.2e}", "grad": f"{float(norm):.2g}"}
+
+    def eval_model(self) -> nn.Module:
+        """The weights that count: the moving average where there is one."""
+        return (self.ema.module if self.ema is not None else self.model).eval()
+
+    # ---------------------------------------------------------------- precision, processes, signals
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        return torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32")
+
+    def _wrap(self) -> nn.Module:
+        """The model as it trains: shared by processes, compiled. The plain one is what is saved and evaluated."""
+        self.shared = None
+        if dist.world_size() > 1:
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            self.shared = DistributedDataParallel(self.model, device_ids=ids)
+        wrapped = self.shared or self.model
+        return torch.compile(wrapped) if self.compile else wrapped  # type: ignore[return-value]
+
+    def _no_sync(self, accumulating: bool) -> contextlib.AbstractContextManager:
+        """Exchange gradients once a step, not once a batch."""
+        return self.shared.no_sync() if accumulating and self.shared is not None else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT set a flag that the loop looks at after each step."""
+        self.signal: int | None = None
+
+        def note(number: int, _frame) -> None:
+            self.signal = number
+
+        old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def _stop(self, monitor: Monitor) -> None:
+        self.save(self.experiment.last)
+        monitor.close()
+        number = self.signal or signal.SIGTERM  # another process may have got it
+        raise Stopped(
+            f"stopped by {signal.Signals(number).name} in epoch {self.epoch + 1}, step {self.step}/{self.steps}; everything is saved in "
+            f"{self.experiment.last}; continue with the same command and --resume",
+            number,
+        )
+
+    def _skip_step(self, batch: dict[str, Tensor], losses: dict[str, Tensor], norm: Tensor, buffers: list[Tensor]) -> None:
+        """Leave the weights and statistics as they were; keep the batch for a look; give up after too many in a row."""
+        with torch.no_grad():
+            for buffer, before in zip(self.model.buffers(), buffers):
+                buffer.copy_(before)
+        self.skipped += 1
+        self.nonfinite_in_a_row += 1
+        where = f"epoch {self.epoch + 1}, step {self.step + 1}"
+        figures = ", ".join(f"{key} {float(value.detach()):.4g}" for key, value in losses.items())
+        if self.precision == "fp16" and self.nonfinite_in_a_row < self.max_nonfinite:
+            self.log.info(f"{where}: fp16 overflow, step left out and loss scale lowered")
+            return
+        path = self.experiment.folder / f"nonfinite-rank{dist.rank()}.pth"
+        save_checkpoint(path, {key: value.cpu() for key, value in batch.items()})
+        self.log.warning(f"{where}: gradient norm {float(norm)} ({figures}); step left out, the batch is in {path}")
+        if self.nonfinite_in_a_row >= self.max_nonfinite:
+            raise UserError(
+                f"{self.nonfinite_in_a_row} steps in a row were not finite, last at {where} ({figures}, "
+                f"lr {self.learning_rate:.2e}); the batch is in {path}; lower optimizer.lr, set "
+                "runner.clip_grad or use runner.precision fp32"
+            )
+
+    # ---------------------------------------------------------------- state
+
+    def save(self, path: Path) -> None:
+        """Everything that a bit-identical continuation needs."""
+        states = dist.gather_objects(global_rng_state())
+        if not dist.is_main():
+            return
+        save_checkpoint(
+            path,
+            {
+                "format": 1,
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "ema": self.ema.state_dict() if self.ema is not None else None,
+                "epoch": self.epoch,
+                "step": self.step,
+                "means": self.means.state(),
+                "skipped": self.skipped,
+                "best": self.best,
+                "rng": {"batch": self.rng.state(), "global": states},
+                "config": self.config,
+            },
+        )
+
+    def load_best(self) -> str:
+        """Put the best weights into the model; says how they were chosen."""
+        state = read_checkpoint(self.experiment.best)
+        self.model.load_state_dict(state["model"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        rule = "best on test (optimistic)" if self.select == "test" else "best on val"
+        return f"{rule}, epoch {self.best['epoch']}"
+
+    def resume(self) -> None:
+        """Continue from the last checkpoint of the experiment folder."""
+        state = read_checkpoint(self.experiment.last)
+        if state.get("format") != 1:
+            raise UserError(f"{self.experiment.last}: not a checkpoint of this runner; start from it with --ckpts")
+        processes = len(state["rng"]["global"])
+        if processes != dist.world_size():
+            raise UserError(
+                f"{self.experiment.last}: made by {processes} processes, now there are {dist.world_size()}; "
+                "use as many, or start a new run from it with --ckpts"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
+        self.skipped = state["skipped"]
+        self.means.set_state(state["means"])
+        self.rng.set_state(state["rng"]["batch"])
+        set_global_rng_state(state["rng"]["global"][dist.rank()])
+        self.log.info(f"continuing {self.experiment.folder} at epoch {self.epoch + 1}, step {self.step}")

@@ -1,0 +1,56 @@
+"""Learning rates as functions of training progress, in epochs (fractions allowed): no state to save."""
+
+from __future__ import annotations
+
+import math
+
+
+class Cosine:
+    """Linear warm-up from `warmup_lr`, then half a cosine down to `min_lr`.
+
+    shifted: the cosine starts where the warm-up ends; else, as timm and Point-MAE have it, at epoch 0.
+    """
+
+    def __init__(
+        self, warmup_epochs: float = 10, min_lr: float = 1e-6, warmup_lr: float = 1e-6, shifted: bool = False
+    ):
+        self.warmup_epochs, self.min_lr, self.warmup_lr, self.shifted = warmup_epochs, min_lr, warmup_lr, shifted
+
+    def __call__(self, base_lr: float, epoch: float, epochs: int) -> float:
+        if epoch < self.warmup_epochs:
+            return self.warmup_lr + epoch * (base_lr - self.warmup_lr) / self.warmup_epochs
+        if epoch >= epochs:
+            return self.min_lr
+        start = self.warmup_epochs if self.shifted else 0
+        phase = (epoch - start) / (epochs - start)
+        return self.min_lr + (base_lr - self.min_lr) * (1 + math.cos(math.pi * phase)) / 2
+
+
+class Step:
+    """Multiply by `gamma` every `step_epochs`."""
+
+    def __init__(self, step_epochs: int = 30, gamma: float = 0.1):
+        self.step_epochs, self.gamma = step_epochs, gamma
+
+    def __call__(self, base_lr: float, epoch: float, epochs: int) -> float:
+        return base_lr * self.gamma ** (int(epoch) // self.step_epochs)
+
+
+class Decay:
+    """Exponential decay down to a share of the base rate: max(decay ^ (epoch / decay_epochs), lowest)."""
+
+    def __init__(self, decay: float = 0.7, decay_epochs: float = 20, lowest: float = 0.01):
+        self.decay, self.decay_epochs, self.lowest = decay, decay_epochs, lowest
+
+    def __call__(self, base_lr: float, epoch: float, epochs: int) -> float:
+        return base_lr * max(self.decay ** (epoch / self.decay_epochs), self.lowest)
+
+
+class Constant:
+    def __call__(self, base_lr: float, epoch: float, epochs: int) -> float:
+        return base_lr
+
+
+def progress(epoch: int, step: int, steps: int, point_mae: bool = False) -> float:
+    """Where training stands, in epochs. `point_mae`: as upstream steps its scheduler, whole epochs and one late."""
+    return float(max(epoch - 1, 0)) if point_mae else epoch + step / steps

@@ -1,0 +1,117 @@
+"""Training, validation and test data of a run, and what happens to their batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from datasets import DATASETS, TRANSFORMS
+from datasets.base import PointClouds
+from datasets.loader import Loader
+from utils.errors import UserError
+from utils.logging import get_logger
+from utils.schema import join
+
+
+class DataSplits:
+    """Loaders for train, val and test. Validation data are held out from the training data unless `val` names others.
+
+    batch_size counts the clouds of all processes together. `augment` transforms training batches, `eval_transform` all
+    others. label_fraction keeps a share of each class of the training data (at least one cloud).
+    """
+
+    def __init__(
+        self,
+        train: dict,
+        test: dict | None = None,
+        val: dict | None = None,
+        val_fraction: float = 0.1,
+        label_fraction: float = 1.0,
+        batch_size: int = 32,
+        eval_batch_size: int = 64,
+        augment: list[dict] | None = None,
+        eval_transform: list[dict] | None = None,
+        resident: bool = False,
+        *,
+        seed: int = 0,
+        device: torch.device | None = None,
+    ):
+        for name, value in (("val_fraction", val_fraction), ("label_fraction", label_fraction)):
+            if not 0 <= value <= 1:
+                raise UserError(f"{name}: {value} is not a share; use a number from 0 to 1")
+        device = device or torch.device("cpu")
+        self.augment = [TRANSFORMS.build(cfg, f"data.augment.{i}") for i, cfg in enumerate(augment or [])]
+        self.eval_transform = [
+            TRANSFORMS.build(cfg, f"data.eval_transform.{i}") for i, cfg in enumerate(eval_transform or [])
+        ]
+        full = DATASETS.build(train, "data.train")
+        train_set, val_set = full, DATASETS.build(val, "data.val") if val else None
+        if val_set is None and val_fraction > 0:
+            train_set, val_set = hold_out(full, val_fraction, seed=0)
+        test_set = DATASETS.build(test, "data.test") if test else None
+        self._check_classes(full, val_set, test_set)
+        if label_fraction < 1:
+            train_set = keep_share(train_set, label_fraction, seed)
+        self.num_classes, self.class_names = full.num_classes, full.class_names
+        self.train = Loader(train_set, batch_size, device, train=True, seed=seed, resident=resident)
+        self.fit_set = Loader(train_set, eval_batch_size, device)  # training data in order, for probes
+        self.val = Loader(val_set, eval_batch_size, device) if val_set else None
+        self.test = Loader(test_set, eval_batch_size, device) if test_set else None
+
+    @staticmethod
+    def _check_classes(full: PointClouds, *others: PointClouds | None) -> None:
+        for other in others:
+            if other is not None and other.class_names != full.class_names:
+                raise UserError(
+                    f"data.{other.split}: classes of '{other.name}' ({other.num_classes}) are not those of the "
+                    f"training data '{full.name}' ({full.num_classes})"
+                )
+
+    def describe(self) -> str:
+        parts = []
+        for name, loader in (("train", self.train), ("val", self.val), ("test", self.test)):
+            if loader is not None:
+                data = loader.dataset
+                parts.append(f"{name} {len(data)} x {data.num_points} ({data.name}, {data.fingerprint()})")
+        return f"data: {', '.join(parts)}; {self.num_classes} classes; batch {self.train.batch_size}"
+
+
+def check_data(cfg: dict[str, Any], where: str = "data") -> None:
+    """Check every data set and transform that is named, before any file is read."""
+    for key in ("train", "val", "test"):
+        if cfg.get(key) is not None:
+            DATASETS.check(cfg[key], join(where, key))
+    for key in ("augment", "eval_transform"):
+        for index, transform in enumerate(cfg.get(key) or []):
+            TRANSFORMS.check(transform, f"{where}.{key}.{index}")
+
+
+def hold_out(dataset: PointClouds, fraction: float, seed: int) -> tuple[PointClouds, PointClouds]:
+    """Split off a share of every class; near-duplicates (equal `groups`) stay on one side."""
+    labels = dataset.class_labels
+    groups = np.arange(len(dataset)) if dataset.groups is None else dataset.groups[dataset.index]
+    rng, held = np.random.default_rng(seed), np.zeros(len(dataset), dtype=bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        wanted = round(fraction * len(members))
+        for group in rng.permutation(np.unique(groups[members])):
+            if held[members].sum() >= wanted:
+                break
+            held |= groups == group
+    if not held.any() or held.all():
+        raise UserError(f"data.val_fraction: {fraction} of {len(dataset)} clouds leaves one side empty")
+    return dataset.subset(np.flatnonzero(~held), dataset.split), dataset.subset(np.flatnonzero(held), "val")
+
+
+def keep_share(dataset: PointClouds, fraction: float, seed: int) -> PointClouds:
+    """A random share of every class, at least one cloud each."""
+    labels, rng = dataset.class_labels, np.random.default_rng(seed)
+    kept = []
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        kept.append(members[: max(1, round(fraction * len(members)))])
+    positions = np.sort(np.concatenate(kept))
+    get_logger().info(f"data.label_fraction {fraction}: {len(positions)} of {len(dataset)} training clouds")
+    return dataset.subset(positions, dataset.split)
