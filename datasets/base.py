@@ -74,7 +74,7 @@ class PointClouds:
         return self.labels[self.index]
 
     def fetch(self, positions: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
-        """Batch of clouds: points (b, P, 3) float32, label (b,), index (b,); seg and unit normals where there are any."""
+        """Batch: points (b, P, 3) float32, label (b,), index (b,) and, where there are any, seg and unit normals."""
         rows = self.index[np.asarray(positions, dtype=np.int64)]
         points = torch.from_numpy(np.ascontiguousarray(self.points[rows], dtype=np.float32))
         if not torch.isfinite(points).all():
