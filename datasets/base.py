@@ -74,7 +74,7 @@ class PointClouds:
         return self.labels[self.index]
 
     def fetch(self, positions: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
-        """Batch of clouds: points (b, P, 3) float32, label (b,), index (b,) and, where there are any, seg and normals."""
+        """Batch: points (b, P, 3) float32, label (b,), index (b,) and, where there are any, seg and unit normals."""
         rows = self.index[np.asarray(positions, dtype=np.int64)]
         points = torch.from_numpy(np.ascontiguousarray(self.points[rows], dtype=np.float32))
         if not torch.isfinite(points).all():
@@ -84,7 +84,10 @@ class PointClouds:
         if self.seg is not None:
             batch["seg"] = torch.from_numpy(np.ascontiguousarray(self.seg[rows], dtype=np.int64))
         if self.normals is not None:
-            batch["normals"] = torch.from_numpy(np.ascontiguousarray(self.normals[rows], dtype=np.float32))
+            normals = torch.from_numpy(np.ascontiguousarray(self.normals[rows], dtype=np.float32))
+            batch["normals"] = torch.nn.functional.normalize(
+                normals, dim=-1
+            )  # int8 and float16 storage lose the length
         return batch
 
     def subset(self, positions: np.ndarray, split: str) -> PointClouds:
