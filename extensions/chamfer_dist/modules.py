@@ -1,5 +1,7 @@
 """Chamfer distances as modules: the three that point cloud code expects, all means over the batch."""
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from .chamfer import Norm, Reduction, chamfer_distance
@@ -9,7 +11,7 @@ class _ChamferDistance(nn.Module):
     norm: Norm = "l2"
     reduction: Reduction = "mean"
 
-    def __init__(self, ignore_zeros: bool = False) -> None:
+    def __init__(self, ignore_zeros: bool | Literal["sum"] = False) -> None:
         super().__init__()
         self.ignore_zeros = ignore_zeros
 

@@ -19,7 +19,7 @@ def gather_points(points: Tensor, indices: Tensor) -> Tensor:
 
 
 def group_points(points: Tensor, indices: Tensor, center: Tensor | None = None) -> Tensor:
-    """Neighbourhoods (B, G, K, C) of `points` (B, N, C) at `indices` (B, G, K), relative to `center` (B, G, C) if any."""
+    """Neighbourhoods (B, G, K, C) of `points` (B, N, C) at `indices` (B, G, K), less `center` (B, G, C) if given."""
     grouped = gather_points(points, indices)
     if center is None:
         return grouped
