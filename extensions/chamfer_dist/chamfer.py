@@ -4,7 +4,7 @@ Gradients flow through the nearest pairs only. A coordinate that is not finite m
 B clouds, n and m points.
 """
 
-from typing import Literal, get_args
+from typing import Literal, get_args, overload
 
 import torch
 from torch import Tensor
@@ -16,6 +16,28 @@ from utils.errors import UserError
 
 Reduction = Literal["mean", "split", "patch", "none"]
 Norm = Literal["l2", "l1"]
+
+
+@overload
+def chamfer_distance(
+    x: Tensor,
+    y: Tensor,
+    *,
+    reduction: Literal["mean", "patch"] = "mean",
+    norm: Norm = "l2",
+    ignore_zeros: bool | Literal["sum"] = False,
+) -> Tensor: ...
+
+
+@overload
+def chamfer_distance(
+    x: Tensor,
+    y: Tensor,
+    *,
+    reduction: Literal["split", "none"],
+    norm: Norm = "l2",
+    ignore_zeros: bool | Literal["sum"] = False,
+) -> tuple[Tensor, Tensor]: ...
 
 
 def chamfer_distance(

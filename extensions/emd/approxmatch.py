@@ -39,7 +39,8 @@ def approx_match(x: Tensor, y: Tensor) -> Tensor:
         accepted = (right / (offered + TINY)).clamp_max(1)
         plan += flow.mul_((right * accepted)[:, :, None])
         left = (left - flow.sum(1)).clamp_min(0)
-        right = (right - offered).clamp_min(0)
+        # what is left of room that was fully taken decides the next round: a difference would round it away
+        right = torch.where(accepted < 1, right * TINY / (offered + TINY), right - offered)
     return plan
 
 

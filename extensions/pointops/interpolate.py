@@ -7,7 +7,7 @@ from torch import Tensor
 
 from utils.errors import UserError
 
-from .check import check_clouds, check_not_empty
+from .check import check_clouds, check_not_empty, check_same_device
 from .grouping import gather_points
 from .neighbours import knn
 from .numeric import safe_sqrt
@@ -54,4 +54,5 @@ def three_interpolate(features: Tensor, indices: Tensor, weights: Tensor) -> Ten
             f"three_interpolate: indices and weights must both be (B, n, 3), "
             f"got {tuple(indices.shape)} and {tuple(weights.shape)}"
         )
+    check_same_device("three_interpolate", "indices", indices, "weights", weights)
     return (gather_points(features, indices) * weights.unsqueeze(3)).sum(2).to(features.dtype)

@@ -101,7 +101,7 @@ def test_refuses() -> None:
         earth_mover_distance(x, x[:, :4], method="auction")
     with pytest.raises(UserError, match="auction_match: eps must be above 0, got 0"):
         auction_match(x, x, eps=0)
-    with pytest.raises(UserError, match="earth_mover_distance: method must be one of .* got 'sinkhorn'"):
+    with pytest.raises(UserError, match=r"earth_mover_distance: method must be one of .* got 'sinkhorn'"):
         earth_mover_distance(x, x, method="sinkhorn")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="earth_mover_distance: reduction must be one of"):
         earth_mover_distance(x, x, reduction="sum")  # type: ignore[arg-type]

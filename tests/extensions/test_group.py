@@ -64,7 +64,7 @@ def test_group_gradient_and_precision() -> None:
 
 def test_refuses() -> None:
     points, indices = cloud(2, 7, 3), torch.zeros(2, 4, 3, dtype=torch.int64)
-    with pytest.raises(UserError, match="gather_points: indices must be an int64 tensor, got torch.int32"):
+    with pytest.raises(UserError, match=r"gather_points: indices must be an int64 tensor, got torch.int32"):
         gather_points(points, indices.int())
     with pytest.raises(UserError, match=r"gather_points: indices must be \(B, ...\) .* got \(1, 4, 3\)"):
         gather_points(points, indices[:1])
@@ -74,6 +74,8 @@ def test_refuses() -> None:
         gather_points(points, indices.to("meta"))
     with pytest.raises(UserError, match=r"group_points: center must be \(B, G, C\)"):
         group_points(points, indices, points)
+    with pytest.raises(UserError, match="group_points: points is on cpu but center is on meta"):
+        group_points(points, indices, points[:, :4].to("meta"))
     with pytest.raises(UserError, match="group: num_group = 8 is more than the 7 points"):
         group(points, 8, 2)
     with pytest.raises(UserError, match="group: group_size = 9 is more than the 7 points"):

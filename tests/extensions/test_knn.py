@@ -114,6 +114,8 @@ def test_refuses() -> None:
         knn(cloud, cloud[:1], 2)
     with pytest.raises(UserError, match="knn: query and points differ in batch or channels"):
         knn(cloud, cloud[..., :2], 2)
+    with pytest.raises(UserError, match=r"knn: query must be \(B, N, C\), got \(2, 5, 0\)"):
+        knn(cloud[..., :0], cloud[..., :0], 2)
     with pytest.raises(UserError, match="knn: query is on cpu but points is on meta"):
         knn(cloud, cloud.to("meta"), 2)
     with pytest.raises(UserError, match="ball_query: radius must be above 0, got 0"):

@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from extensions import ops
+from extensions.chamfer_dist.chamfer import Norm
 from extensions.pointops.reference import nearest
 
+NORMS: tuple[Norm, ...] = get_args(Norm)
 GOLDEN = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parents[2] / "../shared/golden"))
 
 
@@ -137,20 +139,21 @@ def test_chamfer() -> None:
         dist1, dist2 = ops.chamfer_distance(x, y, reduction="none")
         close(dist1, part["dist1"], rtol=1e-5, atol=1e-7)
         close(dist2, part["dist2"], rtol=1e-5, atol=1e-7)
-        for key, norm in (("L2", "l2"), ("L1", "l1")):
+        for norm in NORMS:
+            loss, key = ops.chamfer_distance(x, y, norm=norm), norm.upper()
+            grads = torch.autograd.grad(loss, (x, y))
             if key in part:
-                close(ops.chamfer_distance(x, y, norm=norm), part[key], rtol=1e-6, atol=1e-7)  # type: ignore[arg-type]
+                close(loss, part[key], rtol=1e-6, atol=1e-7)
+            for suffix in ("", "_safe"):
+                if f"{key}_grad_xyz1{suffix}" in part:
+                    close(grads[0], part[f"{key}_grad_xyz1{suffix}"], rtol=1e-4, atol=1e-6)
+                    close(grads[1], part[f"{key}_grad_xyz2{suffix}"], rtol=1e-4, atol=1e-6)
         if "L2_split" in part:
             close(torch.stack(ops.chamfer_distance(x, y, reduction="split")), part["L2_split"], rtol=1e-6, atol=1e-7)
         if "grad_xyz1" in part:
             grads = torch.autograd.grad((dist1, dist2), (x, y), (part["grad_dist1"], part["grad_dist2"]))
             close(grads[0], part["grad_xyz1"], rtol=1e-4, atol=1e-6)
             close(grads[1], part["grad_xyz2"], rtol=1e-4, atol=1e-6)
-        for key, norm in (("L2_grad_xyz{}", "l2"), ("L1_grad_xyz{}", "l1"), ("L1_grad_xyz{}_safe", "l1")):
-            if key.format(1) in part:
-                grads = torch.autograd.grad(ops.chamfer_distance(x, y, norm=norm), (x, y))  # type: ignore[arg-type]
-                close(grads[0], part[key.format(1)], rtol=1e-4, atol=1e-6)
-                close(grads[1], part[key.format(2)], rtol=1e-4, atol=1e-6)
 
 
 def test_nearest_indices_take_the_lowest_on_ties() -> None:
@@ -259,3 +262,9 @@ def test_farthest_point_sample_of_samplenet() -> None:
     for key, skip in (("out/index_with_origin_skip", True), ("out/index_plain", False)):
         index = ops.farthest_point_sample(fixture["in/points"], fixture[key].shape[1], skip_near_origin=skip)
         same(index, fixture[key])
+
+
+def test_farthest_point_sample_from_the_mean() -> None:
+    fixture = load("sampling", "sim_sampling")
+    expected = fixture["out/fps_index"]
+    same(ops.farthest_point_sample(fixture["in/points"], expected.shape[1], start="mean"), expected)
