@@ -197,9 +197,7 @@ def announce(
     log.info(f"device: {device}, {machine()}, {dist.world_size()} process(es), {torch.get_num_threads()} threads")
 
 
-def finish(
-    experiment: Experiment, rows: list[dict], config: dict[str, Any], data: DataSplits, seconds: float
-) -> None:
+def finish(experiment: Experiment, rows: list[dict], config: dict[str, Any], data: DataSplits, seconds: float) -> None:
     """results.json, the report, and a table on the terminal."""
     test = data.test.dataset if data.test is not None else None
     protocol = {

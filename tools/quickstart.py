@@ -1,4 +1,4 @@
-"""The quick start: the ordinary commands one after the other, then a table of what came out, how long it took, and where.
+"""The quick start: the ordinary commands one after the other, then a table of figures, times and places.
 
 python -m tools.quickstart   (bash scripts/quickstart.sh makes the environment first)
 """
@@ -57,7 +57,13 @@ def plan(name: str) -> tuple[Step, Step, list[Step], list[Step]]:
 
     def steps(kind: str, options: list[str]) -> list[Step]:
         return [
-            Step(f"{kind}, 10 % of the labels, seed {seed}", "main_finetune.py", FINETUNE, f"{name}-{slug}-seed{seed}", [*options, "--seed", str(seed)])
+            Step(
+                f"{kind}, 10 % of the labels, seed {seed}",
+                "main_finetune.py",
+                FINETUNE,
+                f"{name}-{slug}-seed{seed}",
+                [*options, "--seed", str(seed)],
+            )
             for slug, seed in itertools.product([kind.split()[0].replace("-", "")], SEEDS)
         ]
 
@@ -72,7 +78,10 @@ def main() -> int:
         for step in (untrained, pretrain, *tuned, *scratch):
             step.run()
     except subprocess.CalledProcessError as error:
-        print(f"error: the step above ended with exit code {error.returncode}; what ran before it is kept", file=sys.stderr)
+        print(
+            f"error: the step above ended with exit code {error.returncode}; what ran before it is kept",
+            file=sys.stderr,
+        )
         return error.returncode
     except KeyboardInterrupt:
         return 130
@@ -89,14 +98,19 @@ def _print_table(untrained: Step, pretrain: Step, tuned: list[Step], scratch: li
         values = [step.value("acc") for step in steps]
         means.append(sum(values) / len(values))
         for step, value in zip(steps, values):
-            lines.append((f"{label}, {step.title.split(', ')[-1]}", f"{value:.1f} %", duration(step.seconds), str(step.folder)))
-        lines.append((f"{label}, mean of {len(SEEDS)}", f"{means[-1]:.1f} %", duration(sum(s.seconds for s in steps)), ""))
+            lines.append(
+                (f"{label}, {step.title.split(', ')[-1]}", f"{value:.1f} %", duration(step.seconds), str(step.folder))
+            )
+        lines.append(
+            (f"{label}, mean of {len(SEEDS)}", f"{means[-1]:.1f} %", duration(sum(s.seconds for s in steps)), "")
+        )
     widths = [max(len(line[i]) for line in lines) for i in range(4)]
     print()
     for line in lines:
         print("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip())
     gain = pretrain.value("svm_acc") - untrained.value("svm_acc")
-    print(f"\nPre-training lifts the linear SVM by {gain:+.1f} points, fine-tuning at 10 % of labels by {means[0] - means[1]:+.1f}.")
+    print(f"\nPre-training lifts the linear SVM by {gain:+.1f} points")
+    print(f"and fine-tuning at 10 % of labels by {means[0] - means[1]:+.1f} points over training from scratch.")
     print("Test accuracy on the built-in shapes; fine-tuned weights chosen on held-out training data.")
     print(f"All in {duration(seconds)}. Open {pretrain.folder / 'report.html'} in a browser for the curves.")
 

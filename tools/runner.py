@@ -92,7 +92,8 @@ class Runner:
         self.steps = len(data.train) // self.accumulate
         if self.steps == 0:
             raise UserError(f"runner.accumulate: {self.accumulate} batches a step, but an epoch has {len(data.train)}")
-        self.epoch, self.step, self.best = 0, 0, None
+        self.epoch, self.step = 0, 0
+        self.best: dict[str, Any] | None = None  # value, metric, epoch
         self.means, self.skipped, self.nonfinite_in_a_row = Mean(), 0, 0
 
     # ---------------------------------------------------------------- the loop
@@ -248,12 +249,14 @@ class Runner:
         monitor.close()
         number = self.signal or signal.SIGTERM  # another process may have got it
         raise Stopped(
-            f"stopped by {signal.Signals(number).name} in epoch {self.epoch + 1}, step {self.step}/{self.steps}; everything is saved in "
-            f"{self.experiment.last}; continue with the same command and --resume",
+            f"stopped by {signal.Signals(number).name} in epoch {self.epoch + 1}, step {self.step}/{self.steps}; "
+            f"everything is saved in {self.experiment.last}; continue with the same command and --resume",
             number,
         )
 
-    def _skip_step(self, batch: dict[str, Tensor], losses: dict[str, Tensor], norm: Tensor, buffers: list[Tensor]) -> None:
+    def _skip_step(
+        self, batch: dict[str, Tensor], losses: dict[str, Tensor], norm: Tensor, buffers: list[Tensor]
+    ) -> None:
         """Leave the weights and statistics as they were; keep the batch for a look; give up after too many in a row."""
         with torch.no_grad():
             for buffer, before in zip(self.model.buffers(), buffers):
@@ -307,7 +310,7 @@ class Runner:
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         rule = "best on test (optimistic)" if self.select == "test" else "best on val"
-        return f"{rule}, epoch {self.best['epoch']}"
+        return f"{rule}, epoch {state['best']['epoch']}"
 
     def resume(self) -> None:
         """Continue from the last checkpoint of the experiment folder."""
