@@ -114,6 +114,19 @@ class PointMAE(PatchModel):
         masked = self.mask_token.to(tokens.dtype).expand(tokens.shape[0], hidden.shape[1], -1)
         return self.decoder(torch.cat([tokens, masked], dim=1), position, last=hidden.shape[1])
 
+    def reconstruct(
+        self, points: Tensor, mask: Tensor | None = None, rng: BatchRandom | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Points of the patches that the network saw (B, V, 3), and of those it rebuilt (B, H, 3)."""
+        output = self(points, mask, rng)
+        neighborhood, center = self.group(points)
+        hidden = torch.zeros(center.shape[:2], dtype=torch.bool, device=points.device)
+        hidden = hidden.scatter(1, output["hidden"], True)
+        seen, _ = split_by_mask(hidden, output["hidden"].shape[1])
+        absolute = (neighborhood + center[:, :, None]).flatten(2)
+        rebuilt = output["prediction"] + ops.gather_points(center, output["hidden"])[:, :, None]
+        return ops.gather_points(absolute, seen).reshape(len(points), -1, 3), rebuilt.flatten(1, 2)
+
     @staticmethod
     def key_map(key: str) -> str | None:
         return rename(key)

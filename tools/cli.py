@@ -33,6 +33,7 @@ from tools.splits import DataSplits
 from tools.tasks.base import Task
 from utils import dist
 from utils.config import describe_config, load_config, to_plain
+from utils.cpu import tune
 from utils.errors import UserError
 from utils.logging import get_logger, start_logging
 from utils.random import seed_everything
@@ -128,6 +129,7 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
     device = build_device(config.get("device", "auto"))
     dist.init_from_environment(device)
     start_logging(dist.is_main())
+    tuned = tune()
     set_determinism(args.deterministic or config.get("deterministic", False))
     data = build_data(config, device, seed)
     seed_everything(seed)  # the same initial weights in every process
@@ -148,11 +150,13 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
         seed=seed,
         **compat(**config.get("compat", {})),
     )
-    announce(experiment, config, data, model, device, weights)
+    announce(experiment, config, data, model, device, weights, tuned)
     seed_everything(seed, dist.rank())  # dropout and the like differ between processes
     if args.resume:
         runner.resume()
     rows = work(args, runner, task, data)
+    if dist.is_main() and not args.svm:
+        task.draw(runner.eval_model(), data, runner.autocast, experiment.folder)
     finish(experiment, rows, config, data, time.monotonic() - started)
 
 
@@ -186,6 +190,7 @@ def announce(
     model: nn.Module,
     device: torch.device,
     weights: str,
+    tuned: list[str],
 ) -> None:
     log = start_logging(dist.is_main(), experiment.folder / "train.log")
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -195,6 +200,7 @@ def announce(
     log.info(f"model: {config['model']['name']}, {trained:,} parameters trained, {frozen:,} frozen")
     log.info(weights)
     log.info(f"device: {device}, {machine()}, {dist.world_size()} process(es), {torch.get_num_threads()} threads")
+    log.info(f"process set-up: {', '.join(tuned) or 'nothing to do'}")
 
 
 def finish(experiment: Experiment, rows: list[dict], config: dict[str, Any], data: DataSplits, seconds: float) -> None:
