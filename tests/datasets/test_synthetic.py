@@ -126,6 +126,12 @@ def test_a_broken_cache_file_is_named(tmp_path):
         synthetic_shapes("test", size=4, num_points=16, cache=str(tmp_path))
 
 
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(UserError, match="cannot write into cache"):
+        synthetic_shapes("test", size=2, num_points=8, cache=str(tmp_path / "file"))
+
+
 @pytest.mark.parametrize(
     "wrong", [{"split": "dev"}, {"variant": "noisy"}, {"size": 0}, {"num_points": 0}, {"seed": -1}]
 )
