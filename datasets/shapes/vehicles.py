@@ -35,7 +35,7 @@ def airplane(rng: Generator) -> Pieces:
     if fighter or u() < 0.2:
         canopy = ellipsoid(radius * 0.6, radius * 0.7, length * 0.12)
         pieces.append(("body", move(canopy, 0, radius * 0.8, length * 0.2)))
-    span, chord, taper = u(0.4, 1.1), length * u(0.12, 0.28), u(0.25, 1)
+    span, chord, taper = u(0.3, 1.3), length * u(0.1, 0.28), u(0.25, 1)
     sweep, lift, at = u(-0.05, 0.7) * span, u(-0.1, 0.2) * span, length * u(-0.08, 0.12)
     if fighter and u() < 0.6:  # a delta
         span, chord, taper = u(0.35, 0.6), length * u(0.4, 0.6), u(0.05, 0.25)
@@ -48,7 +48,8 @@ def airplane(rng: Generator) -> Pieces:
         gap = u(0.2, 0.35)
         struts = mirrored(rod((span * 0.7, level, at), (span * 0.7, level + gap, at), 0.01))
         pieces += [("wing", move(blade, 0, gap, 0)), ("wing", struts)]
-    pieces.append(("tail", _tail(rng, length, radius, span)))
+    if u() > 0.05:
+        pieces.append(("tail", _tail(rng, length, radius, span)))
     pieces += _engines(rng, length, radius, span, (level, at, sweep), fighter)
     return pieces
 
@@ -220,7 +221,11 @@ def rocket(rng: Generator) -> Pieces:
         booster = move(booster, radius + small)
         count = int(rng.choice((2, 2, 4)))
         pieces.append(("body", np.concatenate([turn(booster, "y", k * 2 * np.pi / count) for k in range(count)])))
-    count, reach, chord = int(rng.integers(3, 5)), radius * u(0.8, 2.2), height * u(0.12, 0.35)
+    if u() < 0.1:  # without fins
+        return pieces
+    count, reach, chord = int(rng.integers(2, 6)), radius * u(0.4, 2.4), height * u(0.08, 0.4)
+    if count == 2:  # a shuttle
+        reach, chord = radius * u(2, 4), height * u(0.25, 0.5)
     fin = wing((0, 0, 0), (0, reach, -u(-0.2, 1) * chord), chord, chord * u(0.1, 0.9), (0.02, 0, 0))
     fin = turn(turn(fin, "x", -np.pi / 2), "y", np.pi / 2)
     fin = move(fin, -width[0] * 0.9, chord * u(0.5, 0.6))
