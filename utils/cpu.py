@@ -1,4 +1,4 @@
-"""Process set-up that makes training on a CPU faster without changing its results. POINTSMITH_TUNE=0 switches it off."""
+"""Process set-up that makes training on a CPU faster, results unchanged. POINTSMITH_TUNE=0 switches it off."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _keep_memory() -> bool:
     except (OSError, AttributeError):  # another C library
         return False
     settings = ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, (1 << 31) - 1), (M_TOP_PAD, 256 << 20))
-    return all([mallopt(name, value) for name, value in settings])
+    return sum(mallopt(name, value) for name, value in settings) == len(settings)
 
 
 def _use_onednn() -> bool:

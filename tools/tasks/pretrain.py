@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from datasets.loader import Loader
 from datasets.transforms import apply_all
 from tools.draw import draw_clouds
-from tools.probe import PROBES, extract_features, run_probes, svm
+from tools.probe import PROBES, extract_features, run_probes, svm_cv
 from tools.splits import DataSplits
 from tools.tasks.base import Autocast, Task, evaluating, prepared
 from utils import dist
@@ -21,11 +21,12 @@ CLOUDS_DRAWN = 6
 
 
 class Pretrain(Task):
-    """probe: at every validation fit a linear SVM on the training features and score it on the validation data."""
+    """probe: at every validation fit a linear SVM on the training features and score it on the validation data; at the
+    end, and with --svm, the whole set of probes runs on the test set."""
 
     def __init__(self, probe: bool = True):
         self.probe = probe
-        self.watch, self.higher_is_better = ("svm_acc", True) if probe else ("loss", False)
+        self.watch, self.higher_is_better = ("probe_acc", True) if probe else ("loss", False)
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor], rng: BatchRandom) -> dict[str, Tensor]:
         return {"loss": model(batch["points"], rng=rng)["loss"]}
@@ -35,7 +36,7 @@ class Pretrain(Task):
         if self.probe:
             train = extract_features(model, data.fit_set, data, autocast)
             held_out = extract_features(model, loader, data, autocast)
-            figures["svm_acc"] = svm(train, held_out).accuracy
+            figures["probe_acc"] = svm_cv(train, held_out, grid=(1.0,)).accuracy
         return figures
 
     def _loss(self, model: nn.Module, loader: Loader, data: DataSplits, autocast: Autocast) -> float:
