@@ -5,6 +5,7 @@ Choices (C, k) are made by cross-validation on the training features, never on t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,7 +66,12 @@ def run_probes(model: nn.Module, data: DataSplits, autocast: Autocast, names: tu
         raise UserError("data.test: a probe needs a test set")
     train = extract_features(model, data.fit_set, data, autocast)
     test = extract_features(model, data.test, data, autocast)
-    functions = {"svm": svm, "svm_cv": svm_cv, "knn": knn, "linear": linear}
+    functions: dict[str, Callable[[Features, Features], Score]] = {
+        "svm": svm,
+        "svm_cv": svm_cv,
+        "knn": knn,
+        "linear": linear,
+    }
     rows = []
     for name in names:
         score = functions[name](train, test)
