@@ -251,7 +251,7 @@ def test_truncated_files_are_refused_or_shorter(tmp_path, extension):
 
 
 @pytest.mark.parametrize("extension", [".ply", ".off", ".obj", ".stl", ".npy", ".txt"])
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 255)), min_size=1, max_size=6))
 def test_flipped_bytes_give_an_error_or_a_sound_cloud(tmp_path, extension, flips):
     damaged = bytearray(example(tmp_path, extension))

@@ -34,6 +34,7 @@ def tree(tmp_path) -> Path:
     (root / "train/box/a.mtl").write_text("not a cloud")
     (root / "train/box/.hidden.off").write_text("not a cloud")
     (root / ".git").mkdir()
+    (root / "papers/2020").mkdir(parents=True)  # shares no class with the splits, so it is none
     return root
 
 
@@ -115,7 +116,9 @@ def test_mistakes_are_readable_lines(tree):
         return str(caught.value)
 
     assert "no such folder" in line(str(tree / "none"))
-    assert "there is no split 'val'; sub-folders: test, train; below them: ant, box, cat" in line(str(tree), "val")
+    assert "there is no split 'val'; sub-folders: papers, test, train; below them: 2020, ant, box, cat" in line(
+        str(tree), "val"
+    )
     assert "no class sub-folders in it" in line(str(tree / "train/box"))
     assert "at least 1" in line(str(tree), num_points=0)
     assert "seed at least 0" in line(str(tree), seed=-1)

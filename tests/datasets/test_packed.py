@@ -236,7 +236,7 @@ def test_truncated_files_are_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["plain.npz", "compressed.npz"])  # HDF5's own library may loop on damaged heaps
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 255)), min_size=1, max_size=6))
 def test_flipped_bytes_give_an_error_or_data(tmp_path, name, flips):
     path = tmp_path / name
