@@ -169,6 +169,8 @@ def find(base: str, path: Path, key: str) -> Path:
 
 def flatten(config: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in config.items():
+        if prefix.count(".") > 20:
+            raise UserError(f"{prefix}{key}: nested too deep for a configuration")
         if isinstance(value, dict) and value:
             yield from flatten(value, f"{prefix}{key}.")
         else:
@@ -252,7 +254,7 @@ def scheduler_section(source: Source, epochs: int) -> Section:
 def render(config: Section, said: dict[str, list[str]], path: str) -> str:
     lines = [f"Converted from {path} (Point-MAE family) by tools.convert_config"]
     lines += [f"{heading}: {line}" for heading in ("left out", "to know") for line in said[heading]]
-    return "".join(f"# {line}\n" for line in lines) + dump_config(config)
+    return "".join(f"# {' '.join(line.split())}\n" for line in lines) + dump_config(config)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
