@@ -100,6 +100,8 @@ class PointMAE(PatchModel):
             num_masked = self.mask.num_masked(self.num_group)
         else:
             num_masked = count_masked(mask)
+        if num_masked == 0:
+            raise UserError(f"mask: hides none of the {self.num_group} patches, nothing to rebuild; use a larger ratio")
         visible, hidden = split_by_mask(mask, num_masked)
         tokens = self.encoder(neighborhood, center, visible)  # (B, G - M, C)
         decoded = self.decode(tokens, center, visible, hidden)  # (B, M, C)
