@@ -1,8 +1,8 @@
 """The built-in data: labelled shapes of the 16 ShapeNetPart categories with their 50 parts, made on the fly.
 
 A cloud is a pure function of (seed, split, index): the same in every process, whatever is read before it (on another
-kind of processor the last digits may differ). Classes take turns, so that every prefix is balanced. Axes: y up, z to the
-front. Clouds have mean 0 and largest radius 1, in both variants.
+kind of processor the last digits may differ). Classes take turns, so that every prefix is balanced. Axes: y up, z to
+the front. Clouds have mean 0 and largest radius 1, in both variants.
 
 Variants: `clean` has a canonical pose (long things sometimes lie down) with a tilt of a few degrees and a little noise;
 `scan` is partial, turned about the vertical, noisy and surrounded by background, whose points have part id -1.
