@@ -41,7 +41,7 @@ def render(
     fine = 2 * size  # drawn twice as large and averaged: smooth edges
     image = np.full((fine, fine, 3), 255, dtype=np.uint8)
     if len(points):
-        frame = points if frame is None else _checked(frame, None)[0]
+        frame = points if frame is None or not len(frame) else _checked(frame, None)[0]
         axes, middle = _camera(azimuth, elevation), (frame.max(0) + frame.min(0)) / 2
         view, bounds = (points - middle) @ axes, (frame - middle) @ axes
         pixel = 0.46 * fine / max(float(np.linalg.norm(bounds[:, :2], axis=1).max()), 1e-9)

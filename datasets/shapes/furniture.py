@@ -311,7 +311,7 @@ def _desk_lamp(rng: Generator) -> Pieces:
         links = np.concatenate((rod((0, 0, 0), knee, thick), rod(knee, tip, thick)))
     else:
         t = np.linspace(0, 1, 12)[:, None]
-        links = tube((1 - t) ** 2 * np.zeros(3) + 2 * t * (1 - t) * (knee * (1, 2, 1)) + t * t * tip, thick)
+        links = tube(2 * t * (1 - t) * knee * (1, 2, 1) + t * t * tip, thick)
     head = turn(_shade(rng, u(0.08, 0.2), u(0.1, 0.25)), "z", side * u(-0.2, 0.8)) + tip
     foot = cylinder(reach, u(0.02, 0.08), reach * u(0.6, 1)) if u() < 0.7 else box(2 * reach, 0.04, 1.5 * reach)
     return [("base", foot), ("tube", links), ("shade", head)]

@@ -44,9 +44,8 @@ def bag(rng: Generator) -> Pieces:
         body = move(turn(turn(body, "y", np.pi / 2), "x", np.pi / 2), z=height / 2)
     pieces: Pieces = [("body", turn(body, "x", -np.pi / 2))]
     if kind == 3:  # a backpack: pocket in front, straps behind
-        pieces.append(
-            ("body", move(ellipsoid(width * 0.35, height * 0.25, depth * 0.3, 4), 0, height * 0.3, depth * 0.55))
-        )
+        pocket = ellipsoid(width * 0.35, height * 0.25, depth * 0.3, 4)
+        pieces.append(("body", move(pocket, 0, height * 0.3, depth * 0.55)))
         strap = turn(arc(height * 0.42, -np.pi / 2, np.pi / 2, 12, height * 0.42), "y", np.pi / 2) * (1, 1, u(0.3, 0.7))
         strap = move(strap, width * 0.25, height * 0.5, -depth * 0.45)
         pieces.append(("handle", mirrored(tube(strap, 0.015, 0.035, sides=6))))
@@ -100,9 +99,8 @@ def _hook(rng: Generator) -> Pieces:
     """For one ear: a body, a hook around the ear, a boom."""
     u, side = rng.uniform, rng.choice((-1, 1))
     size, reach = u(0.08, 0.16), u(0.15, 0.3)
-    loop = turn(
-        tube(arc(reach, -u(0.2, 0.8), u(2.6, 3.6), 14, reach * u(0.8, 1.4)), u(0.012, 0.03), sides=6), "y", np.pi / 2
-    )
+    bow = arc(reach, -u(0.2, 0.8), u(2.6, 3.6), 14, reach * u(0.8, 1.4))
+    loop = turn(tube(bow, u(0.012, 0.03), sides=6), "y", np.pi / 2)
     body = ellipsoid(size * u(0.4, 1), size * u(0.8, 2), size, u(2, 4), sides=12)
     boom = rod((0, 0, 0), (side * u(0, 0.1), -u(0.05, 0.3), u(0.2, 0.5)), u(0.012, 0.03))
     return [("headband", loop), ("earphone", move(body, side * size * 0.5)), ("wire", boom)]
@@ -114,9 +112,8 @@ def _headphones(rng: Generator, microphone: bool) -> Pieces:
     band = tube(arc(half, -u(0, 0.3), np.pi + u(0, 0.3), 18, tall), u(0.012, 0.03), u(0.02, 0.07), sides=6)
     pieces: Pieces = [("headband", band)]
     if u() < 0.4:
-        pieces.append(
-            ("headband", tube(arc(half * 0.9, 0.6, np.pi - 0.6, 12, tall * 0.88), 0.015, u(0.03, 0.08), sides=6))
-        )
+        inner = arc(half * 0.9, 0.6, np.pi - 0.6, 12, tall * 0.88)
+        pieces.append(("headband", tube(inner, 0.015, u(0.03, 0.08), sides=6)))
     pad = cylinder(cup, thick, cup * u(0.7, 1), sides=16) * (1, 1, u(0.8, 1.1))
     if u() < 0.4:
         pad = np.concatenate((pad, turn(ring(cup * 0.8, 0.035, count=14), "x", np.pi / 2)))
@@ -131,14 +128,11 @@ def _wire(rng: Generator, start: ndarray, forward: bool) -> ndarray:
     """A cable that hangs in a wave, or the boom of a microphone in front of the mouth."""
     u, t = rng.uniform, np.linspace(0, 1, 12)
     if forward:
-        boom = np.stack(
-            (start[0] * (1 - 0.6 * t**2), start[1] - u(0.1, 0.2) * t, u(0.25, 0.4) * np.sin(t * 1.5)), axis=1
-        )
+        x, y, z = start[0] * (1 - 0.6 * t**2), start[1] - u(0.1, 0.2) * t, u(0.25, 0.4) * np.sin(t * 1.5)
+        boom = np.stack((x, y, z), axis=1)
         return np.concatenate((tube(boom, 0.012, sides=6), ellipsoid(0.03, 0.03, 0.03, sides=8) + boom[-1]))
-    fall = np.stack(
-        (u(-0.3, 0.1) * t + u(0, 0.1) * np.sin(6 * t), -u(0.3, 0.8) * t, u(-0.1, 0.1) * np.sin(4 * t)), axis=1
-    )
-    return tube(start + fall, 0.012, sides=6)
+    x, y, z = u(-0.3, 0.1) * t + u(0, 0.1) * np.sin(6 * t), -u(0.3, 0.8) * t, u(-0.1, 0.1) * np.sin(4 * t)
+    return tube(start + np.stack((x, y, z), axis=1), 0.012, sides=6)
 
 
 def _earbuds(rng: Generator) -> Pieces:
@@ -159,50 +153,40 @@ def _earbuds(rng: Generator) -> Pieces:
 
 
 def guitar(rng: Generator) -> Pieces:
-    """Body from an outline in polar form: waisted (acoustic), horned (electric), V-shaped or round (banjo)."""
-    u, kind = rng.uniform, rng.choice(4, p=(0.4, 0.35, 0.1, 0.15))
-    width, tall, depth = u(0.3, 0.42), u(0.4, 0.55), u(0.08, 0.16) if kind in (0, 3) else u(0.03, 0.07)
-    angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)  # from the bottom, counter-clockwise
+    u, kind = rng.uniform, rng.choice(4, p=(0.4, 0.35, 0.1, 0.15))  # acoustic, electric, V-shaped, banjo
+    width, tall = u(0.3, 0.42), u(0.4, 0.55)
+    depth = u(0.08, 0.16) if kind in (0, 3) else u(0.03, 0.07)
+    if kind == 3:
+        tall = width * u(0.85, 1.1)
+    outline = _guitar_outline(rng, int(kind)) * (width / 2, tall / 2)
+    neck, thick, top = u(0.4, 0.75), u(0.04, 0.07), tall * 0.45
+    board = box(thick, neck + tall * 0.25, 0.035, (0, top + neck / 2 - tall * 0.12, depth / 2), taper=u(0.7, 1))
+    wide, long = thick * u(1.1, 2.2) / 2, u(0.1, 0.2)
+    left, middle, right = (-wide, long * u(0.3, 0.9)), (u(-0.6, 0.6) * wide, long), (wide, long * u(0.2, 0.9))
+    head = [prism(np.array(((-thick / 2, 0), (thick / 2, 0), right, middle, left)), 0.03)]
+    for share in (0.3, 0.6, 0.85):
+        head.append(mirrored(rod((wide * 0.6, share * long, 0), (wide * 1.6, share * long, 0), 0.01, sides=5)))
+    leaning = turn(np.concatenate(head), "x", -u(0, 0.35))
+    return [
+        ("body", prism(outline, depth, u(0.88, 1.0))),
+        ("neck", board),
+        ("head", move(leaning, 0, top + neck, depth / 2)),
+    ]
+
+
+def _guitar_outline(rng: Generator, kind: int) -> ndarray:
+    """Outline (40, 2) of about -1..1, from the bottom: a circle with a waist, with horns, or drawn out to a V."""
+    u, angle = rng.uniform, np.linspace(0, 2 * np.pi, 40, endpoint=False)
     x, y = np.sin(angle), -np.cos(angle)
     if kind < 2:
         waist = u(0.15, 0.35) * np.exp(-(((y - u(0.1, 0.3)) / 0.25) ** 2))
-        x = x * (1 - waist) * (1 - u(0.05, 0.3) * (y > 0) * y)
+        x = x * (1 - waist) * (1 - u(0.05, 0.3) * y.clip(0))
     if kind == 1:
-        horns = np.array((u(0, 0.4), u(0, 0.4)))
-        y = (
-            y
-            - 0.35 * np.exp(-((x / 0.22) ** 2)) * (y > 0)
-            + np.where(x > 0, horns[0], horns[1]) * (np.abs(x) > 0.3) * (y > 0.2) * y
-        )
+        horns = np.where(x > 0, u(0, 0.4), u(0, 0.4)) * (np.abs(x) > 0.3) * (y > 0.2) * y
+        y = y - 0.35 * np.exp(-((x / 0.22) ** 2)) * (y > 0) + horns
     if kind == 2:
-        y = y + u(0.3, 0.7) * (1 - np.abs(x)) * (y < 0)
-        x = x * (1 - 0.5 * (y + 1) / 2)
-    if kind == 3:
-        tall = width * u(0.85, 1.1)
-    outline = np.stack((x * width / 2, y * tall / 2), axis=1)
-    pieces: Pieces = [("body", prism(outline, depth, u(0.88, 1.0)))]
-    neck, thick, top = u(0.4, 0.75), u(0.04, 0.07), tall * 0.45
-    pieces.append(
-        ("neck", box(thick, neck + tall * 0.25, 0.035, (0, top + neck / 2 - tall * 0.12, depth / 2), taper=u(0.7, 1)))
-    )
-    lean, wide, long = u(0, 0.35), thick * u(1.1, 2.2), u(0.1, 0.2)
-    shape = np.array(
-        (
-            (-thick / 2, 0),
-            (thick / 2, 0),
-            (wide / 2, long * u(0.2, 0.9)),
-            (u(-0.3, 0.3) * wide, long),
-            (-wide / 2, long * u(0.3, 0.9)),
-        )
-    )
-    head = turn(prism(shape, 0.03), "x", -lean)
-    pegs = mirrored(
-        np.concatenate(
-            [rod((wide * 0.3, s * long, 0), (wide * 0.8, s * long, 0), 0.01, sides=5) for s in (0.3, 0.6, 0.85)]
-        )
-    )
-    pieces.append(("head", move(np.concatenate((head, turn(pegs, "x", -lean))), 0, top + neck, depth / 2)))
-    return pieces
+        x, y = x * (0.75 - 0.25 * y), y + u(0.3, 0.7) * (1 - np.abs(x)) * (y < 0)
+    return np.stack((x, y), axis=1)
 
 
 def knife(rng: Generator) -> Pieces:
@@ -278,9 +262,8 @@ def pistol(rng: Generator) -> Pieces:
     length, tall, wide = u(0.45, 1.3), u(0.1, 0.18), u(0.06, 0.13)
     if kind == 0:
         top = box(wide, tall, length, (0, 0, length / 2 - 0.1))
-        barrel = np.concatenate(
-            (top, box(wide * 0.8, tall * 0.6, length * u(0.5, 0.9), (0, -tall * 0.7, length * 0.3)))
-        )
+        rail = box(wide * 0.8, tall * 0.6, length * u(0.5, 0.9), (0, -tall * 0.7, length * 0.3))
+        barrel = np.concatenate((top, rail))
     else:
         bore, back = u(0.03, 0.06), length * u(0.25, 0.4)
         pipe = rod((0, tall * 0.2, back - 0.1), (0, tall * 0.2, length), bore, bore * u(0.8, 1.3))

@@ -79,10 +79,8 @@ def hull(z: ndarray, width, height, centre=0.0, power: float = 2.0, sides: int =
     """Closed body along z (R,): superelliptic sections of the given half widths and half heights about y = centre."""
     rings = np.empty((len(z), sides + 1, 3))
     section = circle(sides, power)
-    rings[:, :, 0] = np.broadcast_to(width, z.shape)[:, None] * section[:, 0]
-    rings[:, :, 1] = (
-        np.broadcast_to(height, z.shape)[:, None] * section[:, 1] + np.broadcast_to(centre, z.shape)[:, None]
-    )
+    rings[:, :, 0] = np.reshape(width, (-1, 1)) * section[:, 0]
+    rings[:, :, 1] = np.reshape(height, (-1, 1)) * section[:, 1] + np.reshape(centre, (-1, 1))
     rings[:, :, 2] = z[:, None]
     return loft(rings)
 

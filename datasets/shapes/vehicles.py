@@ -135,12 +135,11 @@ def car(rng: Generator) -> Pieces:
 def _cabin(bottom: float, top: float, level: float, tall: float, z: tuple) -> ndarray:
     """Roof and windows: a skin from the rear (two z) over the top to the front (two z), half widths narrowing."""
     half = np.array((bottom, top, top, bottom))[:, None]
-    ring = np.empty((4, 5, 3))
-    ring[:, :, 0] = half * np.array((-1, -0.9, 0, 0.9, 1))
-    ring[:, :, 1] = level + np.array((0, tall, tall, 0))[:, None] * (0.97, 1, 1.02, 1, 0.97)
-    ring[:, :, 2] = np.array(z)[:, None]
-    sides = [[ring[i, 0], ring[i + 1, 0], ring[i + 2, 0], ring[(i + 3) % 4, 0]] for i in (0,)]
-    return np.concatenate((slab(ring, (0, 0.01, 0)), mirrored(np.array(sides))))
+    skin = np.empty((4, 5, 3))
+    skin[:, :, 0] = half * np.array((-1, -0.9, 0, 0.9, 1))
+    skin[:, :, 1] = level + np.array((0, tall, tall, 0))[:, None] * (0.97, 1, 1.02, 1, 0.97)
+    skin[:, :, 2] = np.array(z)[:, None]
+    return np.concatenate((slab(skin, (0, 0.01, 0)), mirrored(skin[None, :, 0])))
 
 
 def motorbike(rng: Generator) -> Pieces:
