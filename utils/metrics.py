@@ -24,8 +24,12 @@ class Mean:
     def compute(self) -> dict[str, float]:
         return {key: float(total) / max(self.count, 1) for key, total in self.sums.items()}
 
+    def reduced(self) -> dict[str, float]:
+        """Means over all processes, each of which adds equally often."""
+        return {key: float(dist.all_sum(total.clone())) / dist.world_size() / self.count for key, total in self.sums.items()}
+
     def state(self) -> dict:
-        return {"sums": dict(self.sums), "count": self.count}
+        return {"sums": {key: total.cpu() for key, total in self.sums.items()}, "count": self.count}
 
     def set_state(self, state: dict) -> None:
         self.sums, self.count = dict(state["sums"]), state["count"]
