@@ -55,7 +55,7 @@ def dump_config(config: Mapping[str, Any]) -> str:
 
 def describe_config(config: Mapping[str, Any], origins: Origins) -> str:
     """The resolved configuration, one value a line, with the place that set it."""
-    lines = [(f"{key}: {_scalar(value)}", _origin(key, origins)) for key, value in _flatten(to_plain(config))]
+    lines = [(f"{key}: {_scalar(value)}", _origin(key, origins)) for key, value in flatten(to_plain(config))]
     width = min(72, max((len(text) for text, _ in lines), default=0))
     return "\n".join(f"{text:<{width}}  # {origin}" for text, origin in lines)
 
@@ -194,13 +194,14 @@ def _list_index(items: list, key: str, dotted: str) -> int:
     return int(key)
 
 
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values."""
     items: Any = value.items() if isinstance(value, dict) else enumerate(value)
     for key, item in items:
         dotted = f"{prefix}.{key}" if prefix else str(key)
         nested = isinstance(item, dict) or (isinstance(item, list) and any(isinstance(i, dict) for i in item))
         if nested and item:
-            yield from _flatten(item, dotted)
+            yield from flatten(item, dotted)
         else:
             yield dotted, item
 

@@ -17,7 +17,8 @@ class Mean:
 
     def add(self, values: dict[str, Tensor]) -> None:
         for key, value in values.items():
-            value = value.detach().double()
+            value = value.detach()
+            value = value.float() if value.device.type == "mps" else value.double()  # Apple's has no float64
             self.sums[key] = self.sums[key] + value if key in self.sums else value
         self.count += 1
 
