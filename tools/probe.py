@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import nn
 
 from datasets.loader import Loader
@@ -40,13 +39,14 @@ class Score:
 
 def extract_features(model: nn.Module, loader: Loader, data: DataSplits, autocast: Autocast) -> Features:
     """`model.encode` of every cloud, in the order of the data set, whatever the number of processes."""
-    if not hasattr(model, "encode"):
+    encode = getattr(model, "encode", None)
+    if encode is None:
         raise UserError(f"model '{type(model).__name__}' has no encode(points): its features cannot be probed")
     rows = []
     model.eval()
     with evaluating(autocast):
         for batch in prepared(loader, data):
-            vectors = model.encode(batch["points"]).float().cpu().numpy()
+            vectors = encode(batch["points"]).float().cpu().numpy()
             rows.append((batch["index"].cpu().numpy(), vectors, batch["label"].cpu().numpy()))
     everyone = [row for part in dist.gather_objects(rows) for row in part]
     index, x, y = (np.concatenate(column) for column in zip(*everyone))

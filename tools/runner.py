@@ -101,7 +101,8 @@ class Runner:
             raise UserError(f"runner.accumulate: {self.accumulate} batches a step, but an epoch has {len(data.train)}")
         if self.select == "test" and data.test is None:
             raise UserError("runner.select: 'test', but there is no data.test")
-        self.epoch, self.step, self.best = 0, 0, None
+        self.epoch, self.step = 0, 0
+        self.best: dict[str, Any] | None = None  # value, metric, epoch
         self.means, self.skipped, self.nonfinite_in_a_row = Mean(), 0, 0
 
     # ---------------------------------------------------------------- the loop
@@ -259,8 +260,8 @@ class Runner:
         monitor.close()
         number = self.signal or signal.SIGTERM  # another process may have got it
         raise Stopped(
-            f"stopped by {signal.Signals(number).name} in epoch {self.epoch + 1}, step {self.step}/{self.steps}; everything is saved in "
-            f"{self.experiment.last}; continue with the same command and --resume",
+            f"stopped by {signal.Signals(number).name} in epoch {self.epoch + 1}, step {self.step}/{self.steps}; "
+            f"everything is saved in {self.experiment.last}; continue with the same command and --resume",
             number,
         )
 
@@ -353,7 +354,7 @@ class Runner:
         """Another configuration would be another run; only how long and how often may change."""
         before, now = (dict(flatten({**config, "device": None})) for config in (old, self.config))
         for key in [*now, *before]:
-            if before.get(key) != now.get(key) and key not in MAY_CHANGE:
+            if before.get(key) != now.get(key) and not (key in MAY_CHANGE or key.endswith((".path", ".cache"))):
                 raise UserError(
                     f"{key}: {now.get(key)} now, but {before.get(key)} in the run to continue; use its "
                     f"{self.experiment.folder / 'config.yaml'}, or start a new run from it with --ckpts"

@@ -53,7 +53,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path}: not a checkpoint of tensors and plain values, or one that holds code; refused, nothing was executed"
+            f"{path}: holds code or objects instead of tensors and plain values; refused, nothing was executed"
         ) from error
     except Exception as error:  # damaged bytes make the zip, pickle and safetensors readers raise nearly anything
         raise UserError(f"{path}: damaged or not a checkpoint ({first_line(error)})") from error

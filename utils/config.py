@@ -1,4 +1,4 @@
-"""YAML configuration with inheritance: `_base_` at any level, deep merge, `${ENV}`, overrides, and where each value came from."""
+"""YAML configuration: `_base_` at any level, deep merge, `${ENV}`, overrides, and where each value came from."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> tuple[EasyDi
 
 
 def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
-    """Deep merge; lists replace. Naming another component (`name:` differs) drops the options of the one it replaces."""
+    """Deep merge; lists replace. Naming another component (`name:` differs) drops the options of the old one."""
     renamed = "name" in base and "name" in update and base["name"] != update["name"]
     if renamed or update.get(DELETE):
         return {key: value for key, value in update.items() if key != DELETE}

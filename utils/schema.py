@@ -1,4 +1,4 @@
-"""A constructor's signature is the configuration schema: unknown keys and wrong types are told with the nearest match."""
+"""A constructor's signature is the configuration schema: wrong keys and types are told with the nearest match."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def join(where: str, key: str) -> str:
 
 
 def _type_hints(target: Callable) -> dict[str, Any]:
-    function = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
+    function = target.__init__ if inspect.isclass(target) else target
     try:
         return typing.get_type_hints(function)
     except NameError:  # a name imported for type checkers only: no check rather than a wrong one
