@@ -71,8 +71,9 @@ def build_device(name: str = "auto") -> torch.device:
         raise UserError("device: 'mps' asked for, but torch sees no Apple GPU; use device=cpu")
     if device.type == "cuda":
         device = torch.device("cuda", dist.local_rank() if device.index is None else device.index)
-        if device.index >= torch.cuda.device_count():
-            raise UserError(f"device: '{name}' asked for, but torch sees {torch.cuda.device_count()} CUDA devices; use device=cpu")
+        count = torch.cuda.device_count()
+        if device.index >= count:
+            raise UserError(f"device: '{name}' asked for, but torch sees {count} CUDA devices; use device=cpu")
         torch.cuda.set_device(device)
     return device
 

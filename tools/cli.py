@@ -64,7 +64,7 @@ def parse_arguments(mode: str, argv: Sequence[str] | None) -> argparse.Namespace
     parser.add_argument("--test", action="store_true", help="test the checkpoint, train nothing")
     parser.add_argument("--svm", action="store_true", help="probe the frozen features of the checkpoint (or of none)")
     parser.add_argument("--seed", type=int, help="random seed; default from the configuration, else 0")
-    parser.add_argument("--deterministic", action="store_true", default=None, help="refuse operations that may differ run to run")
+    parser.add_argument("--deterministic", action="store_true", default=None, help="refuse what may differ run to run")
     parser.add_argument("--print-config", action="store_true", help="show every value and where it comes from")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="a.b=value", help="override options")
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="the same, without --set")
@@ -124,7 +124,7 @@ def main(mode: str, argv: Sequence[str] | None = None) -> int:
         get_logger().warning(str(stop))
         return 128 + stop.signal
     except KeyboardInterrupt:
-        tell("stopped by SIGINT outside of training; nothing was under way that needs saving")
+        tell("interrupted; training was not under way, so nothing is lost")
         return 128 + signal.SIGINT
     finally:
         dist.shutdown()

@@ -36,7 +36,8 @@ class Experiment:
             raise UserError(f"{folder}: nothing to resume, {LAST} is not there; leave out --resume to start a new run")
         if self.taken and not resume and not overwrite:
             raise UserError(
-                f"{folder}: exists already; continue it with --resume, set it aside with --overwrite, or choose another --exp_name"
+                f"{folder}: exists already; continue it with --resume, set it aside with --overwrite, "
+                "or choose another --exp_name"
             )
 
     def open(self) -> None:

@@ -113,6 +113,7 @@ def _value(node: yaml.Node, path: Path, origins: Origins, dotted: str, opened: t
         return _mapping(node, path, origins, dotted, opened)
     if isinstance(node, yaml.SequenceNode):
         return [_value(item, path, origins, f"{dotted}.{i}", opened) for i, item in enumerate(node.value)]
+    assert isinstance(node, yaml.ScalarNode)
     loader, where = _Loader(""), f"{_short(path)}:{node.start_mark.line + 1}: {dotted}"
     text, tag = _expand(node.value, where), node.tag
     if text != node.value and node.style is None:  # unquoted: read as if the variable's value stood there

@@ -27,7 +27,8 @@ class Mean:
 
     def reduced(self) -> dict[str, float]:
         """Means over all processes, each of which adds equally often."""
-        return {key: float(dist.all_sum(total.clone())) / dist.world_size() / self.count for key, total in self.sums.items()}
+        totals = {key: float(dist.all_sum(total.clone())) for key, total in self.sums.items()}
+        return {key: total / dist.world_size() / self.count for key, total in totals.items()}
 
     def state(self) -> dict:
         return {"sums": {key: total.cpu() for key, total in self.sums.items()}, "count": self.count}
