@@ -97,6 +97,8 @@ def _describe(expected: Any) -> str:
         return "null"
     if origin in (list, tuple, collections.abc.Sequence):
         return f"a list of {_describe(args[0])}" if args else "a list"
-    return {float: "a number", int: "an integer", bool: "true or false", str: "a text"}.get(
-        expected, getattr(expected, "__name__", str(expected))
-    )
+    if origin in (dict, collections.abc.Mapping):
+        return "a mapping"
+    words = {float: "a number", int: "an integer", bool: "true or false", str: "a text"}
+    words |= {list: "a list", dict: "a mapping"}
+    return words.get(expected, getattr(expected, "__name__", str(expected)))
