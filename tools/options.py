@@ -26,8 +26,8 @@ KINDS: dict[str, tuple[str, Registry | Callable]] = {  # kind: where it stands, 
     "model": ("model", MODELS),
     "mask": ("model.mask", MASKS),
     "data": ("data", DataSplits),
-    "dataset": ("data.train, data.val, data.test", DATASETS),
-    "transform": ("data.augment, data.eval_transform: a list of them", TRANSFORMS),
+    "dataset": ("data.train, .val, .test", DATASETS),
+    "transform": ("data.augment, .eval_transform", TRANSFORMS),
     "optimizer": ("optimizer", OPTIMIZERS),
     "scheduler": ("scheduler", SCHEDULERS),
     "runner": ("runner", Runner),
@@ -38,14 +38,14 @@ FROM_PROGRAM = {"optimizer": {"params"}, "data": {"seed", "device"}}  # argument
 
 def overview() -> list[str]:
     """Every kind, where it stands in a configuration, and the names it has."""
-    rows = [
-        (kind, place, known.names() if isinstance(known, Registry) else []) for kind, (place, known) in KINDS.items()
-    ]
-    lines = [f"{kind:<10} {place}{': ' + ', '.join(names) if names else ''}" for kind, place, names in rows]
-    return [
-        *lines,
-        "also       seed (an integer), device (auto, cpu, cuda, cuda:1, mps), deterministic (true or false)",
-    ]
+    rows = [("kind", "stands in", "names"), *(row(kind, *KINDS[kind]) for kind in KINDS)]
+    rows.append(("", "seed, device, deterministic", "an integer; auto, cpu, cuda, cuda:1 or mps; true or false"))
+    wide = [max(len(each[column]) for each in rows) for column in (0, 1)]
+    return [f"{kind:<{wide[0]}}  {place:<{wide[1]}}  {names}" for kind, place, names in rows]
+
+
+def row(kind: str, place: str, known: Registry | Callable) -> tuple[str, str, str]:
+    return kind, place, ", ".join(known.names()) if isinstance(known, Registry) else "(one set of options)"
 
 
 def describe(kind: str, name: str | None = None) -> list[str]:
