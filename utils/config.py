@@ -185,6 +185,8 @@ def _apply_override(config: dict[str, Any], override: str, origins: Origins) -> 
         node["name"] = value
     else:
         node[last] = value
+    for below in [name for name in origins if name.startswith(f"{key}.")]:
+        del origins[below]
     origins[key] = "command line"
 
 
