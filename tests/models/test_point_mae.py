@@ -76,7 +76,9 @@ def test_a_cloud_does_not_depend_on_its_batch(name: str) -> None:
 def test_weights_survive_a_round_trip(name: str) -> None:
     first, second, points = build(name).eval(), build(name).eval(), cloud()
     key_map = getattr(second, "key_map", str)
-    second.load_state_dict({key_map(key): value for key, value in first.state_dict().items() if key_map(key)}, strict=False)
+    second.load_state_dict(
+        {key_map(key): value for key, value in first.state_dict().items() if key_map(key)}, strict=False
+    )
     torch.testing.assert_close(first.encode(points), second.encode(points), rtol=0, atol=0)  # type: ignore[operator]
 
 
