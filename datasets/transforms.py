@@ -100,7 +100,7 @@ class Rotate:
     def __call__(self, batch: Batch, rng: BatchRandom) -> Batch:
         angle = rng.uniform(len(batch["points"]), low=-self.limit, high=self.limit)
         turned = {key: rotate(batch[key], angle, self.axis) for key in ("points", "normals") if key in batch}
-        return {**batch, **turned}
+        return batch | turned
 
 
 class Jitter:

@@ -28,6 +28,7 @@ class PatchEmbed(nn.Module):
     def _join_maximum(self, x: Tensor) -> Tensor:
         """Linear(concat(max over patch, x)) with the weight split, so that nothing is repeated or concatenated."""
         joint = self.second[0]
+        assert isinstance(joint, nn.Linear)
         of_maximum, of_point = joint.weight.split(x.shape[-1], dim=1)
         patch = F.linear(x.amax(dim=1), of_maximum, joint.bias)  # (B*G, 512)
         return (F.linear(x, of_point) + patch[:, None]).flatten(0, 1)

@@ -16,7 +16,7 @@ from utils.random import BatchRandom
 
 # Every class of the file, with the options it cannot do without; a new one is tested without being listed.
 NEEDED = {"RandomPoints": {"num_points": 16}, "FarthestPoints": {"num_points": 16}, "Resample": {"num_points": 16}}
-ALL = {
+ALL: dict[str, Any] = {
     name: entry(**NEEDED.get(name, {}))
     for name, entry in inspect.getmembers(transforms, inspect.isclass)
     if entry.__module__ == transforms.__name__

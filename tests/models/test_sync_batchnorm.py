@@ -63,7 +63,7 @@ def test_two_processes_equal_one_large_batch(tmp_path: Path) -> None:
         else:
             found = shares[0][key]
             assert torch.equal(found, shares[1][key]), key
-        torch.testing.assert_close(found, value, rtol=1e-6, atol=1e-6, msg=lambda text, key=key: f"{key}\n{text}")
+        torch.testing.assert_close(found, value, rtol=1e-6, atol=1e-6, msg=f"{key} differs")
 
 
 def test_alone_it_is_batchnorm() -> None:
