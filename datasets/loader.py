@@ -34,6 +34,8 @@ class Loader:
         self.dataset, self.device, self.train, self.seed = dataset, device, train, seed
         self.rank, self.world = dist.rank(), dist.world_size()
         self.batch_size = batch_size
+        if batch_size < 1:
+            raise UserError(f"data.{'' if train else 'eval_'}batch_size: {batch_size}; use at least 1")
         if train:
             self._check_sizes()
         self.resident = _move(dataset.fetch(np.arange(len(dataset))), device) if resident else None

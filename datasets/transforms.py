@@ -99,8 +99,11 @@ class Rotate:
 
     def __call__(self, batch: Batch, rng: BatchRandom) -> Batch:
         angle = rng.uniform(len(batch["points"]), low=-self.limit, high=self.limit)
-        turned = {key: rotate(batch[key], angle, self.axis) for key in ("points", "normals") if key in batch}
-        return batch | turned
+        turned = dict(batch)
+        for key in ("points", "normals"):
+            if key in batch:
+                turned[key] = rotate(batch[key], angle, self.axis)
+        return turned
 
 
 class Jitter:
@@ -170,9 +173,7 @@ class FarthestPoints:
 
     def __call__(self, batch: Batch, rng: BatchRandom) -> Batch:
         _check_available(self.num_points, batch["points"].shape[1])
-        indices = ops.farthest_point_sample(
-            batch["points"], self.num_points, skip_near_origin=self.skip_near_origin
-        )
+        indices = ops.farthest_point_sample(batch["points"], self.num_points, skip_near_origin=self.skip_near_origin)
         return take(batch, indices)
 
 

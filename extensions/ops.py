@@ -4,6 +4,7 @@ Clouds are (B, N, 3), features (B, N, C), channels last; indices are int64; dist
 """
 
 from extensions.chamfer_dist import ChamferDistanceL1, ChamferDistanceL2, ChamferDistanceL2Split, chamfer_distance
+from extensions.emd import approx_match, auction_match, earth_mover_distance, match_cost
 from extensions.pointops import (
     ball_query,
     ball_query_count,
@@ -12,20 +13,28 @@ from extensions.pointops import (
     group,
     group_points,
     knn,
+    three_interpolate,
     three_nn,
+    three_nn_weights,
 )
 
 __all__ = [
     "ChamferDistanceL1",
     "ChamferDistanceL2",
     "ChamferDistanceL2Split",
+    "approx_match",
+    "auction_match",
     "ball_query",
     "ball_query_count",
     "chamfer_distance",
+    "earth_mover_distance",
     "farthest_point_sample",
     "gather_points",
     "group",
     "group_points",
     "knn",
+    "match_cost",
+    "three_interpolate",
     "three_nn",
+    "three_nn_weights",
 ]

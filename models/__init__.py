@@ -1,4 +1,4 @@
-"""Networks, assembled by name. One file an idea; constructors take plain keyword arguments with the published defaults."""
+"""Networks by name. One file an idea; constructors take plain keyword arguments with the published defaults."""
 
 from utils.registry import Registry
 

@@ -65,5 +65,7 @@ def split_by_mask(mask: Tensor, num_masked: int) -> tuple[Tensor, Tensor]:
 
 def _checked(ratio: float) -> float:
     if not 0 <= ratio < 1:
-        raise UserError(f"ratio: {ratio} is not a share of patches to hide; use a number from 0 up to, not including, 1")
+        raise UserError(
+            f"ratio: {ratio} is not a share of patches to hide; use a number from 0 up to, not including, 1"
+        )
     return ratio

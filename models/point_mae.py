@@ -21,9 +21,9 @@ from utils.random import BatchRandom
 class PointEncoder(nn.Module):
     """Patches -> tokens -> transformer. What pre-training, probes and classifiers share."""
 
-    def __init__(self, embed_dim: int, depth: int, num_heads: int, drop_path_rate: float):
+    def __init__(self, embed_dim: int, depth: int, num_heads: int, drop_path_rate: float, patch_width: int):
         super().__init__()
-        self.embed = PatchEmbed(embed_dim)
+        self.embed = PatchEmbed(embed_dim, patch_width)
         self.pos_embed = position_embedding(embed_dim)
         self.transformer = Transformer(embed_dim, depth, num_heads, drop_path_rate=drop_path_rate)
         self.apply(init_trunc_normal)
@@ -74,11 +74,12 @@ class PointMAE(PatchModel):
         decoder_num_heads: int = 6,
         num_group: int = 64,
         group_size: int = 32,
+        patch_width: int = 256,
         mask=None,  # a mask sampler of models.masking; default RandomMask(0.6)
         loss: Literal["cdl1", "cdl2"] = "cdl2",
         skip_near_origin: bool = True,  # the rule of the FPS that the published weights were trained with
     ):
-        encoder = PointEncoder(embed_dim, depth, num_heads, drop_path_rate)
+        encoder = PointEncoder(embed_dim, depth, num_heads, drop_path_rate, patch_width)
         super().__init__(encoder, num_group, group_size, skip_near_origin)
         self.num_features = embed_dim
         self.mask = RandomMask() if mask is None else mask
@@ -115,6 +116,19 @@ class PointMAE(PatchModel):
         masked = self.mask_token.to(tokens.dtype).expand(tokens.shape[0], hidden.shape[1], -1)
         return self.decoder(torch.cat([tokens, masked], dim=1), position, last=hidden.shape[1])
 
+    def reconstruct(
+        self, points: Tensor, mask: Tensor | None = None, rng: BatchRandom | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Points of the patches that the network saw (B, V, 3), and of those it rebuilt (B, H, 3)."""
+        output = self(points, mask, rng)
+        neighborhood, center = self.group(points)
+        hidden = torch.zeros(center.shape[:2], dtype=torch.bool, device=points.device)
+        hidden = hidden.scatter(1, output["hidden"], True)
+        seen, _ = split_by_mask(hidden, output["hidden"].shape[1])
+        absolute = (neighborhood + center[:, :, None]).flatten(2)
+        rebuilt = output["prediction"] + ops.gather_points(center, output["hidden"])[:, :, None]
+        return ops.gather_points(absolute, seen).reshape(len(points), -1, 3), rebuilt.flatten(1, 2)
+
     @staticmethod
     def key_map(key: str) -> str | None:
         return rename(key)
@@ -132,11 +146,12 @@ class PointMAEClassifier(PatchModel):
         drop_path_rate: float = 0.1,
         num_group: int = 64,
         group_size: int = 32,
+        patch_width: int = 256,
         head_dim: int = 256,
         head_dropout: float = 0.5,
         skip_near_origin: bool = True,
     ):
-        encoder = PointEncoder(embed_dim, depth, num_heads, drop_path_rate)
+        encoder = PointEncoder(embed_dim, depth, num_heads, drop_path_rate, patch_width)
         super().__init__(encoder, num_group, group_size, skip_near_origin)
         self.num_features = embed_dim
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))

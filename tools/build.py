@@ -19,7 +19,7 @@ from tools.tasks.base import Task
 from utils import dist
 from utils.checkpoint import LoadReport, load_weights, read_checkpoint, weights_in
 from utils.errors import UserError
-from utils.schema import check_arguments, check_required, hint, parameters
+from utils.schema import check_arguments, check_required, check_type, hint, parameters
 
 SECTIONS = ("task", "model", "data", "optimizer", "scheduler", "runner", "compat", "seed", "device", "deterministic")
 NEW_HEAD = ("head.",)  # may have another shape than in the checkpoint
@@ -46,13 +46,17 @@ def check_config(config: Mapping[str, Any]) -> None:
     OPTIMIZERS.check(config["optimizer"], "optimizer", given=("params",))
     SCHEDULERS.check(config.get("scheduler", {"name": "cosine"}), "scheduler")
     for section, target in (("runner", Runner), ("compat", compat)):
+        check_type(config.get(section, {}), dict, section)
         check_arguments(target, config.get(section, {}), section, f"section '{section}'")
     data = {**config["data"]}
     check_arguments(DataSplits, data, "data", "section 'data'")
     check_required(DataSplits, data, "data", "section 'data'")
     check_data(data)
-    if not isinstance(config.get("seed", 0), int):
-        raise UserError(f"seed: expected an integer, found {config['seed']!r}")
+    for key, kind in (("seed", int), ("device", str), ("deterministic", bool)):
+        if key in config:
+            check_type(config[key], kind, key)
+    if config.get("seed", 0) < 0:
+        raise UserError(f"seed: {config['seed']}; use 0 or more")
 
 
 def build_device(name: str = "auto") -> torch.device:
@@ -63,10 +67,13 @@ def build_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"device: '{name}' is not a device; use auto, cpu, cuda, cuda:1 or mps") from error
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device: 'mps' asked for, but torch sees no Apple GPU; use device=cpu")
     if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise UserError("device: 'cuda' asked for, but torch sees no CUDA device; use device=cpu")
         device = torch.device("cuda", dist.local_rank() if device.index is None else device.index)
+        count = torch.cuda.device_count()
+        if device.index >= count:
+            raise UserError(f"device: '{name}' asked for, but torch sees {count} CUDA devices; use device=cpu")
         torch.cuda.set_device(device)
     return device
 

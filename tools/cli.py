@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
+from datasets.transforms import apply_all
 from tools.build import (
     build_data,
     build_device,
@@ -30,12 +32,13 @@ from tools.probe import PROBES, run_probes
 from tools.report import results_table, write_report
 from tools.runner import Runner, Stopped
 from tools.splits import DataSplits
-from tools.tasks.base import Task
+from tools.tasks.base import Task, evaluating
 from utils import dist
 from utils.config import describe_config, load_config, to_plain
-from utils.errors import UserError
+from utils.cpu import tune
+from utils.errors import UserError, first_line
 from utils.logging import get_logger, start_logging
-from utils.random import seed_everything
+from utils.random import BatchRandom, seed_everything
 from utils.schema import hint
 
 
@@ -43,7 +46,7 @@ class Parser(argparse.ArgumentParser):
     """One line for a wrong option, with the nearest match, instead of the whole usage."""
 
     def error(self, message: str) -> NoReturn:
-        wrong = next((word for word in message.split() if word.startswith("--")), "")
+        wrong = next((word.split("=")[0] for word in message.split() if word.startswith("--")), "")
         known = [option for action in self._actions for option in action.option_strings]
         tip = hint(wrong, known) if "unrecognized" in message else ""
         self.exit(2, f"error: {message}.{tip} See --help.\n")
@@ -62,7 +65,7 @@ def parse_arguments(mode: str, argv: Sequence[str] | None) -> argparse.Namespace
     parser.add_argument("--test", action="store_true", help="test the checkpoint, train nothing")
     parser.add_argument("--svm", action="store_true", help="probe the frozen features of the checkpoint (or of none)")
     parser.add_argument("--seed", type=int, help="random seed; default from the configuration, else 0")
-    parser.add_argument("--deterministic", action="store_true", help="refuse operations that may differ run to run")
+    parser.add_argument("--deterministic", action="store_true", default=None, help="refuse what may differ run to run")
     parser.add_argument("--print-config", action="store_true", help="show every value and where it comes from")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="a.b=value", help="override options")
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="the same, without --set")
@@ -71,7 +74,7 @@ def parse_arguments(mode: str, argv: Sequence[str] | None) -> argparse.Namespace
         parser.add_argument("--finetune_model", action="store_true", help="fine-tune from the pre-trained --ckpts")
         parser.add_argument("--scratch_model", action="store_true", help="train the same model from scratch")
         parser.add_argument("--vote", action="store_true", help="also test by voting over 10 augmented views")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     for name in ("finetune_model", "scratch_model", "vote"):
         setattr(args, name, getattr(args, name, False))
     return args
@@ -101,25 +104,40 @@ def main(mode: str, argv: Sequence[str] | None = None) -> int:
     try:
         args = parse_arguments(mode, argv)
         check_arguments(args, mode)
-        config, origins = load_config(args.config, [*args.set, *args.overrides])
-        if args.seed is not None:
-            config["seed"], origins["seed"] = args.seed, "command line"
-        if args.vote:
-            config["task"]["vote_times"] = config["task"].get("vote_times") or 10
+        loaded, origins = load_config(args.config, [*args.set, *args.overrides])
+        config = to_plain(loaded)
+        for key in ("seed", "deterministic"):
+            if getattr(args, key) is not None:
+                config[key], origins[key] = getattr(args, key), "command line"
         check_config(config)
+        if args.vote and not config["task"].get("vote_times"):
+            config["task"]["vote_times"], origins["task.vote_times"] = 10, "command line"
+            check_config(config)
         if args.print_config:
             print(describe_config(config, origins))
             return 0
-        run(args, to_plain(config))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        run(args, config)
+    except (UserError, OSError) as error:
+        return tell(str(error))
+    except torch.OutOfMemoryError as error:
+        return tell(f"{first_line(error)}: out of memory; use a smaller data.batch_size, more runner.accumulate")
     except Stopped as stop:
         get_logger().warning(str(stop))
         return 128 + stop.signal
+    except KeyboardInterrupt:
+        tell("interrupted; training was not under way, so nothing is lost")
+        return 128 + signal.SIGINT
     finally:
         dist.shutdown()
     return 0
+
+
+def tell(message: str) -> int:
+    """One line for a person; the exit code of a mistake."""
+    if dist.launched_rank() > 0:
+        time.sleep(3)  # most mistakes are everybody's: the launcher ends this process before it repeats the line
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return 2
 
 
 def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
@@ -128,14 +146,14 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
     device = build_device(config.get("device", "auto"))
     dist.init_from_environment(device)
     start_logging(dist.is_main())
-    set_determinism(args.deterministic or config.get("deterministic", False))
+    tuned = tune()
+    set_determinism(config.get("deterministic", False))
+    experiment = find_experiment(args)
     data = build_data(config, device, seed)
     seed_everything(seed)  # the same initial weights in every process
     model = build_model(config, data)
     weights = load_into(model, args.ckpts, whole=args.test).summary() if args.ckpts else "weights: at random"
     runner = build_runner(config, model.to(device))
-    experiment = open_experiment(args)
-    experiment.record_start(config, seed)
     task = build_task(config)
     runner.prepare(
         model,
@@ -148,12 +166,28 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
         seed=seed,
         **compat(**config.get("compat", {})),
     )
-    announce(experiment, config, data, model, device, weights)
+    check_first_batch(runner)
     seed_everything(seed, dist.rank())  # dropout and the like differ between processes
     if args.resume:
-        runner.resume()
+        weights = runner.resume()
+    experiment.open()  # from here on the run leaves traces
+    experiment.record_start(config, seed)
+    announce(experiment, config, data, model, device, weights, tuned)
     rows = work(args, runner, task, data)
+    if dist.is_main() and not args.svm:
+        task.draw(runner.eval_model(), data, runner.autocast, experiment.folder)
     finish(experiment, rows, config, data, time.monotonic() - started)
+
+
+def check_first_batch(runner: Runner) -> None:
+    """Send two clouds through: what does not fit together shows before a folder is made."""
+    data, loader = runner.data, runner.data.train
+    batch = loader.dataset.fetch(range(min(2, len(loader.dataset))))
+    batch = {key: value.to(loader.device) for key, value in batch.items()}
+    with evaluating(runner.autocast):
+        for transforms in (data.augment, data.eval_transform):
+            rng = BatchRandom(0, loader.device, rank=0, world=1)
+            runner.task.losses(runner.eval_model(), apply_all(transforms, batch, rng), rng)
 
 
 def work(args: argparse.Namespace, runner: Runner, task: Task, data: DataSplits) -> list[dict]:
@@ -174,9 +208,9 @@ def labelled(rows: list[dict], selection: str) -> list[dict]:
     return [{**row, "selection": selection} for row in rows]
 
 
-def open_experiment(args: argparse.Namespace) -> Experiment:
+def find_experiment(args: argparse.Namespace) -> Experiment:
     prefix = "test_" if args.test else "svm_" if args.svm else ""
-    return Experiment.open(args.root, args.config, prefix + args.exp_name, resume=args.resume, overwrite=args.overwrite)
+    return Experiment(args.root, args.config, prefix + args.exp_name, resume=args.resume, overwrite=args.overwrite)
 
 
 def announce(
@@ -186,6 +220,7 @@ def announce(
     model: nn.Module,
     device: torch.device,
     weights: str,
+    tuned: list[str],
 ) -> None:
     log = start_logging(dist.is_main(), experiment.folder / "train.log")
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -195,11 +230,10 @@ def announce(
     log.info(f"model: {config['model']['name']}, {trained:,} parameters trained, {frozen:,} frozen")
     log.info(weights)
     log.info(f"device: {device}, {machine()}, {dist.world_size()} process(es), {torch.get_num_threads()} threads")
+    log.info(f"process set-up: {', '.join(tuned) or 'nothing to do'}")
 
 
-def finish(
-    experiment: Experiment, rows: list[dict], config: dict[str, Any], data: DataSplits, seconds: float
-) -> None:
+def finish(experiment: Experiment, rows: list[dict], config: dict[str, Any], data: DataSplits, seconds: float) -> None:
     """results.json, the report, and a table on the terminal."""
     test = data.test.dataset if data.test is not None else None
     protocol = {

@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -27,26 +26,30 @@ LAST, BEST = "ckpt-last.pth", "ckpt-best.pth"
 class Experiment:
     """`root/<config stem>/<exp_name>/`. Only the first process writes; the others know the paths."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, root: str, config_path: str, exp_name: str, *, resume: bool = False, overwrite: bool = False):
+        """Looks, and writes nothing yet: a new folder, or with `resume` the one that is there."""
+        self.folder = folder = Path(root) / Path(config_path).stem / exp_name
         self.last, self.best = folder / LAST, folder / BEST
-
-    @classmethod
-    def open(cls, root: str, config_path: str, exp_name: str, *, resume: bool, overwrite: bool) -> Experiment:
-        """A new folder, or with `resume` the one that is there; `overwrite` keeps the old one under another name."""
-        folder = Path(root) / Path(config_path).stem / exp_name
-        if resume and not (folder / LAST).is_file():
+        self.taken = folder.is_dir() and any(folder.iterdir())
+        self.resume = resume
+        if resume and not self.last.is_file():
             raise UserError(f"{folder}: nothing to resume, {LAST} is not there; leave out --resume to start a new run")
-        taken = folder.is_dir() and any(folder.iterdir())
-        if taken and not resume and not overwrite:
-            raise UserError(f"{folder}: exists already; continue it with --resume, or choose another --exp_name")
+        if self.taken and not resume and not overwrite:
+            raise UserError(
+                f"{folder}: exists already; continue it with --resume, set it aside with --overwrite, "
+                "or choose another --exp_name"
+            )
+
+    def open(self) -> None:
+        """Make the folder; an old one that is not continued is kept under another name."""
         dist.barrier()  # every process has looked before the first one writes
         if dist.is_main():
-            if taken and overwrite and not resume:
-                shutil.move(folder, folder.with_name(f"{exp_name}.replaced-{time.strftime('%Y%m%d-%H%M%S')}"))
-            folder.mkdir(parents=True, exist_ok=True)
+            if self.taken and not self.resume:
+                self.folder.rename(f"{self.folder}.replaced-{time.strftime('%Y%m%d-%H%M%S')}")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for unfinished in self.folder.glob(".*.tmp"):  # a killed run was writing them
+                unfinished.unlink()
         dist.barrier()
-        return cls(folder)
 
     def record_start(self, config: Mapping[str, Any], seed: int) -> None:
         """What is needed to run it again: resolved configuration, command line, environment."""

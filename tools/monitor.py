@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live bar (or plain lines with the time left), train.log, metrics.jsonl, TensorBoard."""
+"""What a person sees of a run: a live bar or plain lines with the time left, metrics.jsonl, TensorBoard."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ class Monitor:
         elif self.main and time.monotonic() - self.last_line > PLAIN_EVERY:
             self.last_line = time.monotonic()
             figures = "  ".join(f"{key} {value}" for key, value in describe().items())
-            self.log.info(f"epoch {self.epoch + 1}/{self.epochs}  batch {step}/{self.steps}  {figures}  {self._eta(step)}")
+            self.log.info(
+                f"epoch {self.epoch + 1}/{self.epochs}  batch {step}/{self.steps}  {figures}  {self._eta(step)}"
+            )
 
     def end_epoch(self, epoch: int, record: dict[str, Any], note: str = "") -> None:
         """Close the bar, write the epoch's figures everywhere."""

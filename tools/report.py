@@ -68,7 +68,18 @@ def write_report(folder: Path) -> Path:
 def _results_html(rows: list[dict]) -> str:
     if not rows:
         return "<p>No test set, so no results.</p>"
-    columns = ["metric", "value", "split", "selection", "protocol", "voting", "dataset", "fingerprint", "seed", "epochs"]
+    columns = [
+        "metric",
+        "value",
+        "split",
+        "selection",
+        "protocol",
+        "voting",
+        "dataset",
+        "fingerprint",
+        "seed",
+        "epochs",
+    ]
     columns = [key for key in columns if any(row.get(key) is not None for row in rows)]
     head = "".join(f"<th>{key}</th>" for key in columns)
     body = "".join("<tr>" + "".join(_cell(row.get(key)) for key in columns) + "</tr>" for row in rows)
@@ -97,15 +108,18 @@ def _curve(records: list[dict], key: str) -> str:
     xs, ys = [x for x, _ in points], [y for _, y in points]
     low, high = min(ys), max(ys)
     span_x, span_y = max(xs[-1] - xs[0], 1), (high - low) or 1.0
-    path = " ".join(
-        f"{MARGIN + (x - xs[0]) / span_x * (WIDTH - MARGIN - 8):.1f},{HEIGHT - 20 - (y - low) / span_y * (HEIGHT - 32):.1f}"
-        for x, y in points
-    )
+
+    def place(x: float, y: float) -> str:
+        right = MARGIN + (x - xs[0]) / span_x * (WIDTH - MARGIN - 8)
+        return f"{right:.1f},{HEIGHT - 20 - (y - low) / span_y * (HEIGHT - 32):.1f}"
+
+    path = " ".join(place(x, y) for x, y in points)
     return (
         f"<figure><figcaption>{html.escape(key)}</figcaption><svg width={WIDTH} height={HEIGHT}>"
         f"<polyline fill=none stroke='#2a6f97' stroke-width=2 points='{path}'/>"
         f"<text x=0 y=16>{high:.4g}</text><text x=0 y={HEIGHT - 20}>{low:.4g}</text>"
-        f"<text x={MARGIN} y={HEIGHT - 4}>epoch {xs[0]}</text><text x={WIDTH - 50} y={HEIGHT - 4}>{xs[-1]}</text></svg></figure>"
+        f"<text x={MARGIN} y={HEIGHT - 4}>epoch {xs[0]}</text><text x={WIDTH - 50} y={HEIGHT - 4}>{xs[-1]}</text>"
+        "</svg></figure>"
     )
 
 

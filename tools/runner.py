@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -20,11 +21,14 @@ from tools.monitor import Monitor
 from tools.schedule import progress
 from utils import dist
 from utils.checkpoint import read_checkpoint, save_checkpoint
+from utils.config import flatten
 from utils.errors import UserError
 from utils.logging import get_logger
 from utils.metrics import Mean
 from utils.random import BatchRandom, global_rng_state, set_global_rng_state
 
+# options that may differ when a run is continued
+MAY_CHANGE = tuple(f"runner.{key}" for key in ("epochs", "val_every", "save_every", "max_nonfinite", "compile"))
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -57,9 +61,12 @@ class Runner:
         select: Literal["val", "last", "test"] = "val",
         max_nonfinite: int = 10,
     ):
-        for name, value in (("epochs", epochs), ("accumulate", accumulate), ("val_every", val_every)):
+        counts = {"epochs": epochs, "accumulate": accumulate, "val_every": val_every, "save_every": save_every}
+        for name, value in (counts | {"max_nonfinite": max_nonfinite}).items():
             if value < 1:
                 raise UserError(f"runner.{name}: {value}; use at least 1")
+        if clip_grad < 0 or not 0 <= ema_decay < 1:
+            raise UserError(f"runner: clip_grad {clip_grad} must be 0 or more, ema_decay {ema_decay} from 0 to below 1")
         self.epochs, self.accumulate, self.clip_grad, self.precision = epochs, accumulate, clip_grad, precision
         self.compile, self.ema_decay, self.sync_bn = compile, ema_decay, sync_bn
         self.val_every, self.save_every, self.select = val_every, save_every, select
@@ -92,7 +99,10 @@ class Runner:
         self.steps = len(data.train) // self.accumulate
         if self.steps == 0:
             raise UserError(f"runner.accumulate: {self.accumulate} batches a step, but an epoch has {len(data.train)}")
-        self.epoch, self.step, self.best = 0, 0, None
+        if self.select == "test" and data.test is None:
+            raise UserError("runner.select: 'test', but there is no data.test")
+        self.epoch, self.step = 0, 0
+        self.best: dict[str, Any] | None = None  # value, metric, epoch
         self.means, self.skipped, self.nonfinite_in_a_row = Mean(), 0, 0
 
     # ---------------------------------------------------------------- the loop
@@ -126,6 +136,7 @@ class Runner:
     def _train_step(self, wrapped: nn.Module, batches: Iterator[dict[str, Tensor]]) -> Tensor:
         """One optimizer step over `accumulate` batches, gradients averaged; a non-finite one is left out."""
         buffers = [buffer.clone() for buffer in self.model.buffers()]
+        taken: list[dict[str, Tensor]] = []
         shown: list[dict[str, Tensor]] = []
         for index in range(self.accumulate):
             batch = apply_all(self.data.augment, next(batches), self.rng)
@@ -133,6 +144,7 @@ class Runner:
             with self._no_sync(not last), self.autocast():
                 losses = self.task.losses(wrapped, batch, self.rng)
                 self.scaler.scale(losses["loss"] / self.accumulate).backward()
+            taken.append(batch)
             shown.append(losses)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad or float("inf"))
@@ -144,14 +156,15 @@ class Runner:
             if self.ema is not None:
                 self.ema.update_parameters(self.model)
         else:
-            self._skip_step(batch, losses, norm, buffers)
+            self._skip_step(taken, shown, norm, buffers)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
     def _finish_epoch(self, monitor: Monitor, speed: float, started: float) -> None:
+        dist.broadcast_buffers(self.eval_model())  # BatchNorm statistics are each process's own while training
         record: dict[str, Any] = {"epoch": self.epoch, "step": (self.epoch + 1) * self.steps}
-        record |= {f"train/{key}": value for key, value in self.means.compute().items()}
+        record |= {f"train/{key}": value for key, value in self.means.reduced().items()}
         record |= {"train/lr": self.learning_rate, "train/samples_per_sec": round(speed, 1)}
         if self.skipped:
             record["train/skipped_steps"] = self.skipped
@@ -172,7 +185,6 @@ class Runner:
         loader = self.data.test if self.select == "test" else self.data.val
         if loader is None:
             return {}
-        dist.broadcast_buffers(self.model)  # BatchNorm statistics are each process's own while training
         figures = self.task.evaluate(self.eval_model(), loader, self.data, self.autocast)
         return {f"{self._judged_on}/{key}": value for key, value in figures.items()}
 
@@ -183,7 +195,7 @@ class Runner:
     def _is_best(self, record: dict[str, Any]) -> bool:
         """True where the watched metric improved; the first of equals stays."""
         key = f"{self._judged_on}/{self.task.watch}"
-        if self.select == "last" or key not in record:
+        if self.select == "last" or not math.isfinite(record.get(key, math.nan)):
             return False
         value = record[key]
         sign = 1 if self.task.higher_is_better else -1
@@ -248,25 +260,28 @@ class Runner:
         monitor.close()
         number = self.signal or signal.SIGTERM  # another process may have got it
         raise Stopped(
-            f"stopped by {signal.Signals(number).name} in epoch {self.epoch + 1}, step {self.step}/{self.steps}; everything is saved in "
-            f"{self.experiment.last}; continue with the same command and --resume",
+            f"stopped by {signal.Signals(number).name} in epoch {self.epoch + 1}, step {self.step}/{self.steps}; "
+            f"everything is saved in {self.experiment.last}; continue with the same command and --resume",
             number,
         )
 
-    def _skip_step(self, batch: dict[str, Tensor], losses: dict[str, Tensor], norm: Tensor, buffers: list[Tensor]) -> None:
-        """Leave the weights and statistics as they were; keep the batch for a look; give up after too many in a row."""
+    def _skip_step(
+        self, batches: list[dict[str, Tensor]], shown: list[dict[str, Tensor]], norm: Tensor, buffers: list[Tensor]
+    ) -> None:
+        """Leave weights and statistics as they were; keep the clouds for a look; give up after too many in a row."""
         with torch.no_grad():
             for buffer, before in zip(self.model.buffers(), buffers):
                 buffer.copy_(before)
         self.skipped += 1
         self.nonfinite_in_a_row += 1
         where = f"epoch {self.epoch + 1}, step {self.step + 1}"
-        figures = ", ".join(f"{key} {float(value.detach()):.4g}" for key, value in losses.items())
+        worst = next((losses for losses in shown if not torch.isfinite(losses["loss"])), shown[-1])
+        figures = ", ".join(f"{key} {float(value.detach()):.4g}" for key, value in worst.items())
         if self.precision == "fp16" and self.nonfinite_in_a_row < self.max_nonfinite:
             self.log.info(f"{where}: fp16 overflow, step left out and loss scale lowered")
             return
         path = self.experiment.folder / f"nonfinite-rank{dist.rank()}.pth"
-        save_checkpoint(path, {key: value.cpu() for key, value in batch.items()})
+        save_checkpoint(path, {key: torch.cat([batch[key] for batch in batches]).cpu() for key in batches[0]})
         self.log.warning(f"{where}: gradient norm {float(norm)} ({figures}); step left out, the batch is in {path}")
         if self.nonfinite_in_a_row >= self.max_nonfinite:
             raise UserError(
@@ -279,7 +294,7 @@ class Runner:
 
     def save(self, path: Path) -> None:
         """Everything that a bit-identical continuation needs."""
-        states = dist.gather_objects(global_rng_state())
+        own = dist.gather_objects({"rng": global_rng_state(), "means": self.means.state()})
         if not dist.is_main():
             return
         save_checkpoint(
@@ -292,10 +307,11 @@ class Runner:
                 "ema": self.ema.state_dict() if self.ema is not None else None,
                 "epoch": self.epoch,
                 "step": self.step,
-                "means": self.means.state(),
-                "skipped": self.skipped,
+                "skipped": [self.skipped, self.nonfinite_in_a_row],
                 "best": self.best,
-                "rng": {"batch": self.rng.state(), "global": states},
+                "device": self.device.type,
+                "rng": self.rng.state(),
+                "processes": own,
                 "config": self.config,
             },
         )
@@ -307,27 +323,39 @@ class Runner:
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         rule = "best on test (optimistic)" if self.select == "test" else "best on val"
-        return f"{rule}, epoch {self.best['epoch']}"
+        return f"{rule}, epoch {state['best']['epoch']}"
 
-    def resume(self) -> None:
-        """Continue from the last checkpoint of the experiment folder."""
+    def resume(self) -> str:
+        """Continue from the last checkpoint of the experiment folder; says from where."""
         state = read_checkpoint(self.experiment.last)
         if state.get("format") != 1:
             raise UserError(f"{self.experiment.last}: not a checkpoint of this runner; start from it with --ckpts")
-        processes = len(state["rng"]["global"])
-        if processes != dist.world_size():
+        made_by = (len(state["processes"]), state["device"])
+        if made_by != (dist.world_size(), self.device.type):
             raise UserError(
-                f"{self.experiment.last}: made by {processes} processes, now there are {dist.world_size()}; "
-                "use as many, or start a new run from it with --ckpts"
+                f"{self.experiment.last}: made by {made_by[0]} process(es) on {made_by[1]}, now {dist.world_size()} on "
+                f"{self.device.type}; use the same, or start a new run from it with --ckpts"
             )
+        self._check_unchanged(state["config"])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
-        self.skipped = state["skipped"]
-        self.means.set_state(state["means"])
-        self.rng.set_state(state["rng"]["batch"])
-        set_global_rng_state(state["rng"]["global"][dist.rank()])
-        self.log.info(f"continuing {self.experiment.folder} at epoch {self.epoch + 1}, step {self.step}")
+        self.skipped, self.nonfinite_in_a_row = state["skipped"]
+        own = state["processes"][dist.rank()]
+        self.means.set_state(own["means"])
+        self.rng.set_state(state["rng"])
+        set_global_rng_state(own["rng"])
+        return f"continuing at epoch {self.epoch + 1}, step {self.step}"
+
+    def _check_unchanged(self, old: dict[str, Any]) -> None:
+        """Another configuration would be another run; only how long and how often may change."""
+        before, now = (dict(flatten({**config, "device": None})) for config in (old, self.config))
+        for key in [*now, *before]:
+            if before.get(key) != now.get(key) and not (key in MAY_CHANGE or key.endswith((".path", ".cache"))):
+                raise UserError(
+                    f"{key}: {now.get(key)} now, but {before.get(key)} in the run to continue; use its "
+                    f"{self.experiment.folder / 'config.yaml'}, or start a new run from it with --ckpts"
+                )

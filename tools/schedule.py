@@ -11,9 +11,7 @@ class Cosine:
     shifted: the cosine starts where the warm-up ends; else, as timm and Point-MAE have it, at epoch 0.
     """
 
-    def __init__(
-        self, warmup_epochs: float = 10, min_lr: float = 1e-6, warmup_lr: float = 1e-6, shifted: bool = False
-    ):
+    def __init__(self, warmup_epochs: float = 10, min_lr: float = 1e-6, warmup_lr: float = 1e-6, shifted: bool = False):
         self.warmup_epochs, self.min_lr, self.warmup_lr, self.shifted = warmup_epochs, min_lr, warmup_lr, shifted
 
     def __call__(self, base_lr: float, epoch: float, epochs: int) -> float:

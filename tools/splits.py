@@ -40,7 +40,7 @@ class DataSplits:
     ):
         for name, value in (("val_fraction", val_fraction), ("label_fraction", label_fraction)):
             if not 0 <= value <= 1:
-                raise UserError(f"{name}: {value} is not a share; use a number from 0 to 1")
+                raise UserError(f"data.{name}: {value} is not a share; use a number from 0 to 1")
         device = device or torch.device("cpu")
         self.augment = [TRANSFORMS.build(cfg, f"data.augment.{i}") for i, cfg in enumerate(augment or [])]
         self.eval_transform = [
@@ -51,7 +51,7 @@ class DataSplits:
         if val_set is None and val_fraction > 0:
             train_set, val_set = hold_out(full, val_fraction, seed=0)
         test_set = DATASETS.build(test, "data.test") if test else None
-        self._check_classes(full, val_set, test_set)
+        _check_classes(full, val=val_set, test=test_set)
         if label_fraction < 1:
             train_set = keep_share(train_set, label_fraction, seed)
         self.num_classes, self.class_names = full.num_classes, full.class_names
@@ -59,15 +59,6 @@ class DataSplits:
         self.fit_set = Loader(train_set, eval_batch_size, device)  # training data in order, for probes
         self.val = Loader(val_set, eval_batch_size, device) if val_set else None
         self.test = Loader(test_set, eval_batch_size, device) if test_set else None
-
-    @staticmethod
-    def _check_classes(full: PointClouds, *others: PointClouds | None) -> None:
-        for other in others:
-            if other is not None and other.class_names != full.class_names:
-                raise UserError(
-                    f"data.{other.split}: classes of '{other.name}' ({other.num_classes}) are not those of the "
-                    f"training data '{full.name}' ({full.num_classes})"
-                )
 
     def describe(self) -> str:
         parts = []
@@ -86,6 +77,18 @@ def check_data(cfg: dict[str, Any], where: str = "data") -> None:
     for key in ("augment", "eval_transform"):
         for index, transform in enumerate(cfg.get(key) or []):
             TRANSFORMS.check(transform, f"{where}.{key}.{index}")
+
+
+def _check_classes(train: PointClouds, **others: PointClouds | None) -> None:
+    """The same classes in the same order, or labels would mean different things."""
+    for split, other in others.items():
+        if other is not None and other.class_names != train.class_names:
+            odd = sorted(set(other.class_names) ^ set(train.class_names))
+            what = f"not in both: {', '.join(odd[:5])}" if odd else "in another order"
+            raise UserError(
+                f"data.{split}: '{other.name}' has {other.num_classes} classes, the training data '{train.name}' have "
+                f"{train.num_classes} ({what}); use data with the same class names"
+            )
 
 
 def hold_out(dataset: PointClouds, fraction: float, seed: int) -> tuple[PointClouds, PointClouds]:

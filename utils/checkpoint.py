@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import os
 import pickle
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 KeyMap = Callable[[str], "str | None"]
-WEIGHT_KEYS = ("model", "base_model", "state_dict", "model_state_dict")  # where projects of this field put weights
+# where projects of this field put weights; a moving average goes first, as it is what was evaluated
+WEIGHT_KEYS = ("ema", "model", "base_model", "state_dict", "model_state_dict")
 
 
 def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
@@ -43,21 +44,29 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         beside = sorted(p.name for p in path.parent.glob("*.pth")) if path.parent.is_dir() else []
         raise UserError(f"{path}: no such checkpoint" + (f"; beside it: {', '.join(beside[:5])}" if beside else ""))
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return {"model": load_file(path)}
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return {"model": load_file(path)}
+        with torch.serialization.safe_globals(_numpy_scalars()):
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path}: not a checkpoint of tensors and plain values, or one that holds code; refused, nothing was executed"
+            f"{path}: holds code or objects instead of tensors and plain values; refused, nothing was executed"
         ) from error
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{path}: damaged or not a checkpoint ({str(error).splitlines()[0][:120]})") from error
+    except Exception as error:  # damaged bytes make the zip, pickle and safetensors readers raise nearly anything
+        raise UserError(f"{path}: damaged or not a checkpoint ({first_line(error)})") from error
     if not isinstance(state, dict):
         raise UserError(f"{path}: holds a {type(state).__name__}, expected a dictionary of tensors")
     return state
+
+
+def _numpy_scalars() -> list:
+    """What reading a NumPy number takes: official checkpoints keep their accuracy as one."""
+    scalar = np.float64(0).__reduce__()[0]
+    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]  # NumPy 1 and 2
+    return [*names, np.dtype, *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?"))]
 
 
 def weights_in(state: Mapping[str, Any], path: str | Path) -> dict[str, Tensor]:
@@ -66,7 +75,8 @@ def weights_in(state: Mapping[str, Any], path: str | Path) -> dict[str, Tensor]:
         if isinstance(state.get(key), Mapping):
             state = state[key]
             break
-    weights = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor) and key != "n_averaged"}
+    weights = {key.removeprefix("module."): value for key, value in tensors.items()}
     if not weights:
         raise UserError(f"{path}: no weights in it; keys found: {', '.join(map(str, list(state)[:8])) or 'none'}")
     return weights

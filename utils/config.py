@@ -1,4 +1,4 @@
-"""YAML configuration with inheritance: `_base_` at any level, deep merge, `${ENV}`, overrides, and where each value came from."""
+"""YAML configuration: `_base_` at any level, deep merge, `${ENV}`, overrides, and where each value came from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from easydict import EasyDict
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.schema import hint
 
 BASE, DELETE = "_base_", "_delete_"
@@ -37,15 +37,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> tuple[EasyDi
     return EasyDict(config), origins
 
 
-def parse_yaml(text: str, what: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{what}: not valid YAML: {_first_line(error)}") from error
-
-
 def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
-    """Deep merge; lists replace. Naming another component (`name:` differs) drops the options of the one it replaces."""
+    """Deep merge; lists replace. Naming another component (`name:` differs) drops the options of the old one."""
     renamed = "name" in base and "name" in update and base["name"] != update["name"]
     if renamed or update.get(DELETE):
         return {key: value for key, value in update.items() if key != DELETE}
@@ -62,7 +55,7 @@ def dump_config(config: Mapping[str, Any]) -> str:
 
 def describe_config(config: Mapping[str, Any], origins: Origins) -> str:
     """The resolved configuration, one value a line, with the place that set it."""
-    lines = [(f"{key}: {_scalar(value)}", _origin(key, origins)) for key, value in _flatten(to_plain(config))]
+    lines = [(f"{key}: {_scalar(value)}", _origin(key, origins)) for key, value in flatten(to_plain(config))]
     width = min(72, max((len(text) for text, _ in lines), default=0))
     return "\n".join(f"{text:<{width}}  # {origin}" for text, origin in lines)
 
@@ -70,7 +63,7 @@ def describe_config(config: Mapping[str, Any], origins: Origins) -> str:
 def to_plain(value: Any) -> Any:
     """Plain dictionaries and lists, as YAML and checkpoints want them."""
     if isinstance(value, Mapping):
-        return {key: to_plain(item) for key, item in value.items()}
+        return {key: to_plain(value[key]) for key in value}  # a key named `items` hides the method of an EasyDict
     return [to_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
@@ -97,6 +90,8 @@ def _mapping(node: yaml.MappingNode, path: Path, origins: Origins, prefix: str, 
     bases: list[str] = []
     for key_node, value_node in node.value:
         key, line = key_node.value, f"{_short(path)}:{key_node.start_mark.line + 1}"
+        if not isinstance(key, str):
+            raise UserError(f"{line}: a key must be a plain word")
         dotted = f"{prefix}.{key}" if prefix else key
         if key in own:
             raise UserError(f"{line}: key '{dotted}' stands twice")
@@ -118,17 +113,19 @@ def _value(node: yaml.Node, path: Path, origins: Origins, dotted: str, opened: t
         return _mapping(node, path, origins, dotted, opened)
     if isinstance(node, yaml.SequenceNode):
         return [_value(item, path, origins, f"{dotted}.{i}", opened) for i, item in enumerate(node.value)]
+    assert isinstance(node, yaml.ScalarNode)
+    loader, where = _Loader(""), f"{_short(path)}:{node.start_mark.line + 1}: {dotted}"
+    text, tag = _expand(node.value, where), node.tag
+    if text != node.value and node.style is None:  # unquoted: read as if the variable's value stood there
+        tag = loader.resolve(yaml.ScalarNode, text, (True, False))
     try:
-        value = _Loader("").construct_object(node)
-    except yaml.YAMLError as error:
-        raise UserError(f"{_short(path)}:{node.start_mark.line + 1}: {dotted}: {_first_line(error)}") from error
-    return _expand(value, f"{_short(path)}:{node.start_mark.line + 1}: {dotted}")
+        return loader.construct_object(yaml.ScalarNode(tag, text, node.start_mark))
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{where}: {_first_line(error)}") from error
 
 
-def _expand(value: Any, where: str) -> Any:
+def _expand(text: str, where: str) -> str:
     """Replace ${NAME} and ${NAME:-default} by environment variables."""
-    if not isinstance(value, str):
-        return value
 
     def replace(match: re.Match[str]) -> str:
         name, default = match.groups()
@@ -136,7 +133,7 @@ def _expand(value: Any, where: str) -> Any:
             raise UserError(f"{where}: environment variable {name} is not set; export it or write ${{{name}:-default}}")
         return os.environ.get(name, default or "")
 
-    return ENV.sub(replace, value)
+    return ENV.sub(replace, text)
 
 
 def _base_list(value: Any, line: str) -> list[str]:
@@ -162,7 +159,11 @@ def _apply_override(config: dict[str, Any], override: str, origins: Origins) -> 
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise UserError(f"override '{override}': write it as section.option=value")
-    value = _expand(parse_yaml(text, f"override '{override}'"), f"override '{override}'")
+    try:
+        parsed = yaml.compose(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"override '{override}': not valid YAML: {_first_line(error)}") from error
+    value = None if parsed is None else _value(parsed, Path("command line"), {}, key, ())
     *parents, last = key.split(".")
     node: Any = config
     for depth, parent in enumerate(parents):
@@ -194,13 +195,14 @@ def _list_index(items: list, key: str, dotted: str) -> int:
     return int(key)
 
 
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values."""
     items: Any = value.items() if isinstance(value, dict) else enumerate(value)
     for key, item in items:
         dotted = f"{prefix}.{key}" if prefix else str(key)
         nested = isinstance(item, dict) or (isinstance(item, list) and any(isinstance(i, dict) for i in item))
         if nested and item:
-            yield from _flatten(item, dotted)
+            yield from flatten(item, dotted)
         else:
             yield dotted, item
 
@@ -227,4 +229,4 @@ def _short(path: Path) -> str:
 def _first_line(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    return place + str(getattr(error, "problem", None) or str(error).splitlines()[0])
+    return place + (getattr(error, "problem", None) or first_line(error))

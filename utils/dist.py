@@ -39,6 +39,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def launched_rank() -> int:
+    """The rank that torchrun gave this process, known before the processes have met."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def all_sum(value: Tensor) -> Tensor:
     """Sum over processes, in place."""
     if dist.is_initialized():

@@ -1,4 +1,4 @@
-"""The one exception that a person is meant to read."""
+"""The one exception that a person is meant to read, and the gist of others."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,8 @@ class UserError(ValueError):
 
     The command line prints it as one line and exits with code 2; in a notebook it is an ordinary ValueError.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, on one line."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -17,15 +17,21 @@ class Mean:
 
     def add(self, values: dict[str, Tensor]) -> None:
         for key, value in values.items():
-            value = value.detach().double()
+            value = value.detach()
+            value = value.float() if value.device.type == "mps" else value.double()  # Apple's has no float64
             self.sums[key] = self.sums[key] + value if key in self.sums else value
         self.count += 1
 
     def compute(self) -> dict[str, float]:
         return {key: float(total) / max(self.count, 1) for key, total in self.sums.items()}
 
+    def reduced(self) -> dict[str, float]:
+        """Means over all processes, each of which adds equally often."""
+        totals = {key: float(dist.all_sum(total.clone())) for key, total in self.sums.items()}
+        return {key: total / dist.world_size() / self.count for key, total in totals.items()}
+
     def state(self) -> dict:
-        return {"sums": dict(self.sums), "count": self.count}
+        return {"sums": {key: total.cpu() for key, total in self.sums.items()}, "count": self.count}
 
     def set_state(self, state: dict) -> None:
         self.sums, self.count = dict(state["sums"]), state["count"]

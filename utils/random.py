@@ -39,7 +39,9 @@ class BatchRandom:
     many see the same masks and augmentations. The state is one tensor, saved with the checkpoint.
     """
 
-    def __init__(self, seed: int, device: torch.device | str = "cpu", rank: int | None = None, world: int | None = None):
+    def __init__(
+        self, seed: int, device: torch.device | str = "cpu", rank: int | None = None, world: int | None = None
+    ):
         self.generator = torch.Generator(device=device).manual_seed(seed)
         self.rank = dist.rank() if rank is None else rank
         self.world = dist.world_size() if world is None else world

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.schema import check_arguments, check_required, hint, join
 
 
@@ -33,7 +33,7 @@ class Registry:
 
     def get(self, name: str, where: str = "") -> Callable:
         """The class or function behind a name."""
-        if name not in self._entries:
+        if name not in self.names():
             raise UserError(f"{join(where, 'name')}: unknown {self.kind} '{name}'.{hint(name, self._entries)}")
         entry = self._entries[name]
         if isinstance(entry, str):
@@ -64,8 +64,8 @@ class Registry:
                 args[key] = registry.build(args[key], join(where, key))
         try:
             return self.get(name, where)(**args, **extra)
-        except UserError as error:
-            raise UserError(f"{where}: {error}" if where else str(error)) from error
+        except ValueError as error:
+            raise UserError(f"{where}: {first_line(error)}" if where else first_line(error)) from error
 
 
 def _split(cfg: Any, where: str) -> tuple[str, dict[str, Any]]:
@@ -73,6 +73,6 @@ def _split(cfg: Any, where: str) -> tuple[str, dict[str, Any]]:
         raise UserError(f"{where}: expected a mapping with a 'name', found {type(cfg).__name__} {cfg!r}")
     args = dict(cfg)
     name = args.pop("name", None)
-    if not isinstance(name, str):
+    if name is None:
         raise UserError(f"{join(where, 'name')}: missing; say which one to build")
     return name, args

@@ -1,4 +1,4 @@
-"""A constructor's signature is the configuration schema: unknown keys and wrong types are told with the nearest match."""
+"""A constructor's signature is the configuration schema: wrong keys and types are told with the nearest match."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def join(where: str, key: str) -> str:
 
 
 def _type_hints(target: Callable) -> dict[str, Any]:
-    function = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
+    function = target.__init__ if inspect.isclass(target) else target
     try:
         return typing.get_type_hints(function)
     except NameError:  # a name imported for type checkers only: no check rather than a wrong one
@@ -97,6 +97,8 @@ def _describe(expected: Any) -> str:
         return "null"
     if origin in (list, tuple, collections.abc.Sequence):
         return f"a list of {_describe(args[0])}" if args else "a list"
-    return {float: "a number", int: "an integer", bool: "true or false", str: "a text"}.get(
-        expected, getattr(expected, "__name__", str(expected))
-    )
+    if origin in (dict, collections.abc.Mapping):
+        return "a mapping"
+    words = {float: "a number", int: "an integer", bool: "true or false", str: "a text"}
+    words |= {list: "a list", dict: "a mapping"}
+    return words.get(expected, getattr(expected, "__name__", str(expected)))

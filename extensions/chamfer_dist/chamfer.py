@@ -4,17 +4,40 @@ Gradients flow through the nearest pairs only. A coordinate that is not finite m
 B clouds, n and m points.
 """
 
-from typing import Literal, get_args
+from typing import Literal, get_args, overload
 
 import torch
 from torch import Tensor
 
 from extensions.pointops import gather_points, reference
 from extensions.pointops.check import check_clouds, check_not_empty
+from extensions.pointops.numeric import safe_sqrt
 from utils.errors import UserError
 
 Reduction = Literal["mean", "split", "patch", "none"]
 Norm = Literal["l2", "l1"]
+
+
+@overload
+def chamfer_distance(
+    x: Tensor,
+    y: Tensor,
+    *,
+    reduction: Literal["mean", "patch"] = "mean",
+    norm: Norm = "l2",
+    ignore_zeros: bool | Literal["sum"] = False,
+) -> Tensor: ...
+
+
+@overload
+def chamfer_distance(
+    x: Tensor,
+    y: Tensor,
+    *,
+    reduction: Literal["split", "none"],
+    norm: Norm = "l2",
+    ignore_zeros: bool | Literal["sum"] = False,
+) -> tuple[Tensor, Tensor]: ...
 
 
 def chamfer_distance(
@@ -42,10 +65,12 @@ def chamfer_distance(
             raise UserError(f"chamfer_distance: {name} must be one of {get_args(allowed)}, got {value!r}")
 
     keep_x, keep_y = (_kept(x, ignore_zeros), _kept(y, ignore_zeros)) if ignore_zeros else (None, None)
-    to_y, to_x = reference.nearest(_out_of_reach(x, keep_x), _out_of_reach(y, keep_y))
-    dist1, dist2 = _squared(x, gather_points(y, to_y)), _squared(y, gather_points(x, to_x))
+    to_y = reference.nearest(x, _out_of_reach(y, keep_y))
+    to_x = reference.nearest(y, _out_of_reach(x, keep_x))
+    dist1 = (x - gather_points(y, to_y)).square().sum(2)  # (B, n)
+    dist2 = (y - gather_points(x, to_x)).square().sum(2)  # (B, m)
     if norm == "l1":
-        dist1, dist2 = _safe_sqrt(dist1), _safe_sqrt(dist2)
+        dist1, dist2 = safe_sqrt(dist1), safe_sqrt(dist2)
     if keep_x is not None and keep_y is not None:
         keep_x, keep_y = keep_x & keep_y.any(1, keepdim=True), keep_y & keep_x.any(1, keepdim=True)
         dist1, dist2 = dist1.masked_fill(~keep_x, 0), dist2.masked_fill(~keep_y, 0)
@@ -57,16 +82,6 @@ def chamfer_distance(
         return mean1.mean(), mean2.mean()
     patch = mean1 + mean2 if norm == "l2" else (mean1 + mean2) / 2
     return patch if reduction == "patch" else patch.mean()
-
-
-def _squared(a: Tensor, b: Tensor) -> Tensor:
-    return (a - b).square().sum(-1)
-
-
-def _safe_sqrt(squared: Tensor) -> Tensor:
-    """Square root with gradient zero, instead of infinite, at zero."""
-    zero = squared == 0
-    return squared.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
 
 
 def _kept(cloud: Tensor, rule: bool | str) -> Tensor:

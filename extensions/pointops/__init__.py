@@ -1,7 +1,8 @@
 """Sampling, neighbours, grouping and interpolation of point clouds."""
 
 from .grouping import gather_points, group, group_points
-from .neighbours import ball_query, ball_query_count, knn, three_nn
+from .interpolate import three_interpolate, three_nn, three_nn_weights
+from .neighbours import ball_query, ball_query_count, knn
 from .sampling import farthest_point_sample
 
 __all__ = [
@@ -12,5 +13,7 @@ __all__ = [
     "group",
     "group_points",
     "knn",
+    "three_interpolate",
     "three_nn",
+    "three_nn_weights",
 ]

@@ -19,7 +19,7 @@ def check_clouds(where: str, *, channels: int | None = 3, **tensors: Tensor) -> 
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
             raise UserError(f"{where}: {name} must be a floating point tensor, got {kind}")
-        if tensor.ndim != 3 or (channels is not None and tensor.shape[2] != channels):
+        if tensor.ndim != 3 or tensor.shape[2] == 0 or channels not in (None, tensor.shape[2]):
             raise UserError(f"{where}: {name} must be (B, N, {channels or 'C'}), got {tuple(tensor.shape)}")
         if tensor.shape[0] != first.shape[0] or tensor.shape[2] != first.shape[2]:
             shapes = f"{tuple(first.shape)} and {tuple(tensor.shape)}"

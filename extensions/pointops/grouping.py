@@ -6,7 +6,7 @@ from torch import Tensor
 from utils.errors import UserError
 
 from . import reference
-from .check import check_clouds, check_count, check_indices
+from .check import check_clouds, check_count, check_indices, check_same_device
 
 
 def gather_points(points: Tensor, indices: Tensor) -> Tensor:
@@ -19,7 +19,7 @@ def gather_points(points: Tensor, indices: Tensor) -> Tensor:
 
 
 def group_points(points: Tensor, indices: Tensor, center: Tensor | None = None) -> Tensor:
-    """Neighbourhoods (B, G, K, C) of `points` (B, N, C) at `indices` (B, G, K), relative to `center` (B, G, C) if any."""
+    """Neighbourhoods (B, G, K, C) of `points` (B, N, C) at `indices` (B, G, K), less `center` (B, G, C) if given."""
     grouped = gather_points(points, indices)
     if center is None:
         return grouped
@@ -28,6 +28,7 @@ def group_points(points: Tensor, indices: Tensor, center: Tensor | None = None) 
             f"group_points: center must be (B, G, C) for indices (B, G, K) {tuple(indices.shape)}, "
             f"got {tuple(center.shape)}"
         )
+    check_same_device("group_points", "points", points, "center", center)
     return grouped - center[:, :, None]
 
 

@@ -1,4 +1,4 @@
-"""Neighbours of points: the k nearest, those in a ball, the nearest three for interpolation.
+"""Neighbours of points: the k nearest, and those in a ball.
 
 Squared distances carry gradients to both clouds (through the chosen pairs); indices never do.
 NaN: a distance that is not a number counts as the farthest of all.
@@ -47,18 +47,3 @@ def _ball_query(where: str, query: Tensor, points: Tensor, radius: float, k: int
     if not radius > 0:
         raise UserError(f"{where}: radius must be above 0, got {radius}")
     return reference.ball_query(query, points, radius, check_count(where, "k", k))
-
-
-def three_nn(unknown: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """The three nearest known points (B, m, 3) of every unknown one (B, n, 3): squared distances and indices (B, n, 3).
-
-    With fewer than three known points the missing places have distance inf and index 0, hence no weight.
-    """
-    unknown, known = check_clouds("three_nn", unknown=unknown, known=known)
-    check_not_empty("three_nn", known=known)
-    distances, indices = knn(unknown, known, min(3, known.shape[1]))
-    missing = 3 - indices.shape[2]
-    if missing:
-        distances = torch.nn.functional.pad(distances, (0, missing), value=torch.inf)
-        indices = torch.nn.functional.pad(indices, (0, missing))
-    return distances, indices

@@ -3,7 +3,7 @@
 Arguments are checked and float32 or float64 already. Rules that every implementation keeps:
 squared distances are sums of squared differences, channel after channel, each step rounded (no fused multiply-add, no
 expanded squares); among equal distances the lowest index wins; no gradient here (the callers gather and
-differentiate); no step waits for the device; a tensor of distances holds at most BLOCK numbers at a time.
+differentiate); no step waits for the device; distances are made in blocks, never all pairs at once.
 
 B clouds, N points, M queries, C channels.
 """
@@ -20,11 +20,13 @@ NEAR_ORIGIN = 1e-3  # squared norm up to which pointnet2_ops takes a point for p
 
 def pair_distances(query: Tensor, points: Tensor) -> Tensor:
     """Squared distances (B, M, N) of every query (B, M, C) to every point (B, N, C)."""
-    total = query.new_zeros(query.shape[0], query.shape[1], points.shape[1])
+    columns = query.mT.contiguous().unsqueeze(3)  # (B, C, M, 1)
+    rows = points.mT.contiguous().unsqueeze(2)  # (B, C, 1, N)
+    total = torch.sub(columns[:, 0], rows[:, 0]).square_()
     difference = torch.empty_like(total)
-    for channel in range(query.shape[2]):
-        torch.sub(query[:, :, None, channel], points[:, None, :, channel], out=difference)
-        total.add_(difference.mul_(difference))
+    for channel in range(1, query.shape[2]):
+        torch.sub(columns[:, channel], rows[:, channel], out=difference)
+        total.add_(difference.square_())
     return total
 
 
@@ -42,7 +44,9 @@ def blocks(query: Tensor, points: Tensor) -> Iterator[tuple[slice, slice]]:
 def farthest_point_sample(points: Tensor, num_samples: int, start: int | None, skip_near_origin: bool) -> Tensor:
     """Indices (B, num_samples); with `start` None the mean of the cloud acts as a choice before the first."""
     batch, num_points, _ = points.shape
-    planes = points.permute(2, 0, 1).contiguous()  # (3, B, N)
+    finite = points.square().sum(2).isfinite()
+    # a broken point goes so far away that it moves no minimum, as a NaN would not in a chain of "less than"
+    planes = points.masked_fill(~finite[..., None], 1e18).permute(2, 0, 1).contiguous()  # (3, B, N)
     delta = torch.empty_like(planes)
     distance = points.new_empty(batch, num_points)
 
@@ -52,18 +56,18 @@ def farthest_point_sample(points: Tensor, num_samples: int, start: int | None, s
         return torch.add(delta[0], delta[1], out=distance).add_(delta[2])
 
     norm = measure(planes.new_zeros(3, 1, 1)).double()
-    candidate = norm.isfinite() & (norm > NEAR_ORIGIN) if skip_near_origin else norm.isfinite()
+    candidate = finite & (norm > NEAR_ORIGIN) if skip_near_origin else finite
     closest = torch.full_like(distance, FAR).masked_fill_(~candidate, -1)  # -1 never wins against a candidate
     largest, chosen = distance.new_empty(batch, 1), norm.new_full((batch, 1), start or 0, dtype=torch.int64)
     indices = chosen.repeat(1, num_samples)
 
     if start is None:
-        torch.fmin(closest, measure(planes.mean(2, keepdim=True)), out=closest)
+        torch.minimum(closest, measure(planes.mean(2, keepdim=True)), out=closest)
         torch.max(closest, 1, keepdim=True, out=(largest, chosen))
         indices[:, :1] = chosen
     for step in range(1, num_samples):
         center = planes.gather(2, chosen.expand(3, batch, 1))
-        torch.fmin(closest, measure(center), out=closest)
+        torch.minimum(closest, measure(center), out=closest)
         torch.max(closest, 1, keepdim=True, out=(largest, chosen))  # the first of equal maxima
         indices[:, step : step + 1] = chosen
     return indices
@@ -109,16 +113,9 @@ def ball_query(query: Tensor, points: Tensor, radius: float, k: int) -> tuple[Te
 
 
 @torch.no_grad()
-def nearest(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Index of the nearest y for every x (B, n) and of the nearest x for every y (B, m), from one pass."""
-    to_y = torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
-    to_x = torch.zeros(y.shape[:2], dtype=torch.int64, device=y.device)
-    closest = y.new_full(y.shape[:2], torch.inf)
-    for clouds, rows in blocks(x, y):
-        block = pair_distances(x[clouds, rows], y[clouds])
-        to_y[clouds, rows] = block.min(2).indices
-        distance, row = block.min(1)
-        closer = distance < closest[clouds]  # strict: an earlier block keeps a tie
-        to_x[clouds] = torch.where(closer, row + rows.start, to_x[clouds])
-        closest[clouds] = torch.where(closer, distance, closest[clouds])
-    return to_y, to_x
+def nearest(query: Tensor, points: Tensor) -> Tensor:
+    """Index (B, M) of the point nearest to every query."""
+    indices = torch.empty(query.shape[:2], dtype=torch.int64, device=query.device)
+    for clouds, rows in blocks(query, points):
+        indices[clouds, rows] = pair_distances(query[clouds, rows], points[clouds]).min(2).indices
+    return indices

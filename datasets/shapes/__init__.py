@@ -1,0 +1,1 @@
+"""Parametric shapes with part labels: the source of the built-in data."""
