@@ -23,7 +23,7 @@ AXES = {"x": 0, "y": 1, "z": 2}
 
 
 def rotate(points: Tensor, angle: Tensor, axis: int) -> Tensor:
-    """Rotate (B, N, 3) by angle (B,) about a coordinate axis; for y: rows times [[c, 0, s], [0, 1, 0], [-s, 0, c]]."""
+    """Rotate (B, N, 3) by angle (B,) about an axis; about y: rows times [[c, 0, s], [0, 1, 0], [-s, 0, c]]."""
     first, second = (axis + 2) % 3, (axis + 1) % 3  # about y these are x and z
     cos, sin = angle.cos()[:, None], angle.sin()[:, None]
     rotated = points.clone()
