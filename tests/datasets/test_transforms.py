@@ -88,6 +88,11 @@ def test_dropped_points_take_everything_of_the_first() -> None:
     assert torch.equal(transforms.Dropout(0.0)(batch(), BatchRandom(0))["points"], given["points"])
 
 
+def test_a_draw_equal_to_the_ratio_drops() -> None:
+    draws = torch.tensor([[0.6, 0.5, 0.7, 0.1]])
+    assert transforms.drop_to_first(torch.tensor([0.5]), draws).tolist() == [[0, 0, 2, 0]]
+
+
 def plane(num_points: int = 30) -> dict[str, Tensor]:
     """Points of tilted planes, whose normals are known."""
     generator = torch.Generator().manual_seed(8)
