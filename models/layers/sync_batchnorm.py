@@ -16,7 +16,7 @@ class SumOverProcesses(torch.autograd.Function):
         return dist.all_sum(x.clone())
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx, grad: Tensor) -> Tensor:
         return dist.all_sum(grad.clone())
 
 

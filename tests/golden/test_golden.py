@@ -1,6 +1,7 @@
 """Every fixture found is compared, by the adapter of its kind; what has no adapter yet is listed."""
 
 import warnings
+from collections.abc import Callable
 
 import pytest
 
@@ -34,7 +35,7 @@ def test_every_fixture_has_an_adapter() -> None:
 
 
 def test_names_with_a_suffix_find_their_kind() -> None:
-    kinds = {"group": len, "group_size": abs, "pre.train": id}
+    kinds: dict[str, Callable] = {"group": len, "group_size": abs, "pre.train": id}
     for name in ("group", "group_2", "group7", "group_fps_quirk", "group-s7"):
         assert resolve(name, kinds) is len
     assert resolve("group_size_3", kinds) is abs

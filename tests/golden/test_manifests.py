@@ -28,7 +28,7 @@ CLASSIFIERS = {
     "point_transformer_finetune_scan_hardest": {"num_classes": 15, "num_group": 128},
     "point_transformer_fewshot": {"num_classes": 40},
 }
-MODEL_OF = {
+MODEL_OF: dict[str, dict] = {
     "point_mae_pretrain": PRETRAIN,
     **{name: {"name": "PointMAEClassifier", **options} for name, options in CLASSIFIERS.items()},
 }

@@ -24,9 +24,9 @@ def test_explicit_attention_equals_the_fused_one(length: int, monkeypatch: pytes
     calls: list[int] = []
     fused = F.scaled_dot_product_attention
 
-    def counted(*args: Tensor) -> Tensor:
+    def counted(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         calls.append(1)
-        return fused(*args)
+        return fused(query, key, value)
 
     monkeypatch.setattr(transformer, "EXPLICIT_BELOW", 0)
     monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
