@@ -15,6 +15,7 @@ MODELS = Registry(
     {
         "PointMAE": "models.point_mae:PointMAE",
         "PointMAEClassifier": "models.point_mae:PointMAEClassifier",
+        "PointM2AE": "models.point_m2ae:PointM2AE",
     },
     parts={"mask": MASKS},
 )

@@ -63,6 +63,14 @@ def split_by_mask(mask: Tensor, num_masked: int) -> tuple[Tensor, Tensor]:
     return order[:, :visible], order[:, visible:]
 
 
+def count_masked(mask: Tensor) -> int:
+    """Number of hidden patches, which must be the same in every cloud."""
+    counts = mask.sum(dim=1)
+    if (counts != counts[0]).any():
+        raise UserError(f"mask: every cloud must hide the same number of patches, found {sorted(set(counts.tolist()))}")
+    return int(counts[0])
+
+
 def _checked(ratio: float) -> float:
     if not 0 <= ratio < 1:
         raise UserError(

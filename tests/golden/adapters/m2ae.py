@@ -1,0 +1,149 @@
+"""Networks of Point-M2AE against what the official code computed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.layers.hierarchy import Scale, back_project, group_scales, pack
+from models.masking import count_masked
+from models.point_m2ae import PointM2AE
+from tests.golden.adapters.mae import load
+from tests.golden.fixtures import Fixture
+
+SIZES = {
+    "group_sizes": "group_sizes",
+    "num_groups": "num_groups",
+    "encoder_depths": "depths",
+    "encoder_dims": "embed_dims",
+    "num_heads": "num_heads",
+    "drop_path_rate": "drop_path_rate",
+    "decoder_depths": "decoder_depths",
+    "decoder_dims": "decoder_dims",
+    "decoder_up_blocks": "decoder_up_blocks",
+}
+
+
+# shares of the largest value: a quarter and a half of what the fixtures allow (their own noise is up to 1e-4)
+NOISE, GRADIENT_NOISE = 5e-5, 5e-4
+
+
+def options(fixture: Fixture) -> dict:
+    """The recorded sizes under our names."""
+    config = fixture.about["config"]
+    return {ours: config[key] for key, ours in SIZES.items() if not isinstance(config.get(key, ""), str)}
+
+
+def pretrainer(fixture: Fixture, upstream: bool = False) -> PointM2AE:
+    radius = fixture.about["config"]["local_radius"] if upstream else ()
+    model = PointM2AE(**options(fixture), padding_radius=radius, first_token_leak=upstream)
+    load(model, fixture, model.key_map)
+    return model
+
+
+def check_groups(fixture: Fixture, scales: list[Scale]) -> None:
+    for i, scale in enumerate(scales):
+        fixture.check(scale.index.int(), f"out/idx_s{i}")
+        if f"out/center_s{i}" in fixture:
+            fixture.check(scale.center, f"out/center_s{i}")
+
+
+def check_masks(fixture: Fixture, masks: list[Tensor], prefix: str) -> None:
+    for i, mask in enumerate(masks):
+        fixture.check(mask, f"out/{prefix}_s{i}")
+
+
+def m2ae_backprojection(fixture: Fixture) -> None:
+    config, points = fixture.about["config"], fixture["in/points"]
+    scales = group_scales(points, config["num_groups"], config["group_sizes"], skip_near_origin=True)
+    fixture.check(order_in(points, scales[0].center), "out/fps_idx_s0")
+    for i, scale in enumerate(scales):
+        fixture.check(scale.index.short(), f"out/knn_idx_s{i}")
+        if i > 0:
+            fixture.check(order_in(scales[i - 1].center, scale.center), f"out/fps_idx_s{i}")
+    for leak, prefix in ((False, "masked"), (True, "masked_upstream")):
+        check_masks(fixture, back_project(fixture["in/mask_coarse"], scales, leak), prefix)
+
+
+def order_in(points: Tensor, chosen: Tensor) -> Tensor:
+    """Which of the points (B, N, 3) each of the chosen is."""
+    return (chosen[:, :, None] == points[:, None]).all(-1).int().argmax(-1).int()
+
+
+def m2ae_pretrain(fixture: Fixture) -> None:
+    fixture.noise = NOISE
+    model, points = pretrainer(fixture).eval(), fixture["in/points"]
+    scales = model.group(points)
+    check_groups(fixture, scales)
+    for leak in (False, True):
+        leaky = pretrainer(fixture, upstream=leak).eval()
+        second = leaky.masks(scales, fixture["in/mask_coarse_b"])
+        check_masks(fixture, second, f"masked_b_{'upstream' if leak else 'correct'}")
+    check_masks(fixture, model.masks(scales, fixture["in/mask_coarse"]), "masked")
+    for mode in ("eval", "train"):
+        check_step(fixture, pretrainer(fixture), f"{mode}_padmask")
+        check_step(fixture, pretrainer(fixture, upstream=True), f"{mode}_upstream")
+    check_step(fixture, model, "eval_padmask_b_correct", "in/mask_coarse_b")
+    model.first_token_leak = True
+    fixture.check(model(points, fixture["in/mask_coarse_b"])["loss"], "out/eval_padmask_b_upstream/loss")
+    check_features(fixture)
+
+
+def check_step(fixture: Fixture, model: PointM2AE, variant: str, mask_key: str = "in/mask_coarse") -> None:
+    """Everything on the way from points to loss, gradients, and statistics of BatchNorm."""
+    model.train(variant.startswith("train"))
+    prefix, points, mask = f"out/{variant}/", fixture["in/points"], fixture[mask_key]
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    stages = forward_stages(model, points, mask)
+    for key in fixture.below(prefix):
+        if key in stages:
+            fixture.check(stages[key], prefix + key)
+    model.load_state_dict(before)
+    out = model(points, mask)
+    for key, ours in (("rec_points", "prediction"), ("gt_points", "target"), ("loss", "loss")):
+        if prefix + key in fixture:
+            fixture.check(out[ours], prefix + key)
+    out["loss"].backward()
+    check_gradients(fixture, model, f"{prefix}grad/")
+    for key in fixture.below(f"{prefix}after/"):
+        fixture.check(model.state_dict()[str(model.key_map(key))], f"{prefix}after/{key}")
+
+
+def check_gradients(fixture: Fixture, model: nn.Module, prefix: str) -> None:
+    fixture.noise = GRADIENT_NOISE
+    fixture.check_gradients(model, prefix, model.key_map)  # type: ignore[arg-type]
+    fixture.noise = NOISE
+
+
+def forward_stages(model: PointM2AE, points: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Tokens of every scale and stage in upstream's layout."""
+    scales = model.group(points)
+    masks = model.masks(scales, mask)
+    packed, seen = pack(masks), {}
+    propagation = model.decoder.token_prop[0].register_forward_hook(lambda _, args, out: seen.update(prop0=out))
+    encoded = model.encoder(scales, packed)
+    coarse, fine = model.decode(encoded, scales, masks, packed)
+    propagation.remove()
+    for i, (tokens, pack_) in enumerate(zip(encoded, packed)):
+        seen[f"enc_tokens_s{i}"] = tokens.masked_fill(~pack_.valid[..., None], 0)
+        seen[f"enc_valid_s{i}"] = pack_.valid
+    order = mask.int().argsort(dim=1, stable=True)[..., None].expand_as(coarse)  # upstream: visible, then hidden
+    return {**seen, "dec_stage0": coarse.gather(1, order), "dec_stage1": fine, "dec_norm": model.decoder.norm(fine)}
+
+
+def check_features(fixture: Fixture) -> None:
+    points, model = fixture["in/points"], pretrainer(fixture).eval()
+    scales = model.group(points)
+    nothing = torch.zeros_like(fixture["in/mask_coarse"])
+    assert count_masked(nothing) == 0
+    check_masks(fixture, back_project(nothing, scales), "svm_uncovered")
+    fixture.check(model.encode(points), "out/svm_feature_padmask")
+    fixture.check(pretrainer(fixture, upstream=True).eval().encode(points), "out/svm_feature_upstream")
+    tokens = model.encoder(scales)[-1]
+    fixture.check(tokens.mean(dim=1) + tokens.amax(dim=1), "out/svm_feature_alltokens")
+
+
+ADAPTERS = {
+    "m2ae_backprojection": m2ae_backprojection,
+    "m2ae_pretrain": m2ae_pretrain,
+}
