@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from extensions import ops
 from models.layers.patch_embed import PatchEmbed
 from models.layers.transformer import Transformer, position_embedding
-from models.masking import RandomMask, split_by_mask
+from models.masking import MaskSampler, RandomMask, split_by_mask
 from utils.errors import UserError
 from utils.random import BatchRandom
 
@@ -80,7 +80,7 @@ class PointMAE(PatchModel):
         num_group: int = 64,
         group_size: int = 32,
         patch_width: int = 256,
-        mask=None,  # a mask sampler of models.masking; default RandomMask(0.6)
+        mask: MaskSampler | None = None,  # default RandomMask(0.6)
         loss: Literal["cdl1", "cdl2"] = "cdl2",
         skip_near_origin: bool = True,  # the rule of the FPS that the published weights were trained with
         init: Init = "trunc_normal",
