@@ -12,7 +12,6 @@ from typing import Any
 
 from utils.errors import UserError
 
-
 _NOTHING = object()  # matches only annotations that YAML cannot express
 
 

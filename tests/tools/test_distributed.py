@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +39,10 @@ def finish(process) -> str:
 
 def test_one_and_two_processes_agree(tmp_path):
     """Ten steps on the same batches, masks and augmentations; BatchNorm over all; gradients and figures averaged."""
-    change = {"data.batch_size": 16, "data.augment": [{"name": "rotate"}, {"name": "jitter"}, {"name": "dropout"}]}
+    change: dict[str, Any] = {
+        "data.batch_size": 16,
+        "data.augment": [{"name": "rotate"}, {"name": "jitter"}, {"name": "dropout"}],
+    }
     change |= {"model.drop_path_rate": 0.0, "runner": {"epochs": 10, "accumulate": 2, "sync_bn": True}}
     config = write_config(tmp_path, changed(pretrain_config(tmp_path), change))
     process = start("pretrain", config, "--exp_name", "two", processes=2)
@@ -57,7 +61,12 @@ def test_one_and_two_processes_agree(tmp_path):
 
 def test_two_processes_killed_and_continued(tmp_path):
     """Own random numbers, own BatchNorm statistics and own running means of each process come back."""
-    change = {"model.drop_path_rate": 0.3, "model.depth": 2, "data.batch_size": 4, "data.eval_batch_size": 4}
+    change: dict[str, Any] = {
+        "model.drop_path_rate": 0.3,
+        "model.depth": 2,
+        "data.batch_size": 4,
+        "data.eval_batch_size": 4,
+    }
     change |= {"runner": {"epochs": 12, "accumulate": 2, "ema_decay": 0.9, "val_every": 2}}
     config = write_config(tmp_path, changed(finetune_config(tmp_path), change))
     whole = start("finetune", config, *DETERMINISTIC, "--exp_name", "whole", processes=2)
@@ -72,11 +81,11 @@ def test_two_processes_killed_and_continued(tmp_path):
     assert not (folder / "results.json").exists()
     finish(start("finetune", config, *DETERMINISTIC, "--exp_name", "killed", "--resume", processes=2))
     states = [checkpoint_of(folder_of(config, name)) for name in ("whole", "killed")]
-    assert_same(*states)
+    assert_same(states[0], states[1])
     logs = [metrics_of(folder_of(config, name)) for name in ("whole", "killed")]
     assert [record["epoch"] for record in logs[1]] == list(range(12))
     assert [record["train/loss"] for record in logs[0]] == [record["train/loss"] for record in logs[1]]
-    assert rows_of(folder) == [row for row in rows_of(folder_of(config, "whole"))]
+    assert rows_of(folder) == rows_of(folder_of(config, "whole"))
 
 
 def test_a_batch_that_cannot_be_shared_is_one_line(tmp_path):
