@@ -87,9 +87,7 @@ class PointClouds:
             batch["seg"] = torch.from_numpy(np.ascontiguousarray(self.seg[rows], dtype=np.int64))
         if self.normals is not None:
             normals = torch.from_numpy(np.ascontiguousarray(self.normals[rows], dtype=np.float32))
-            batch["normals"] = torch.nn.functional.normalize(
-                normals, dim=-1
-            )  # int8 and float16 storage lose the length
+            batch["normals"] = torch.nn.functional.normalize(normals, dim=-1)  # may be stored as int8 or float16
         return batch
 
     def subset(self, positions: np.ndarray, split: str) -> PointClouds:

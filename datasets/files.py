@@ -121,7 +121,7 @@ def _read_ply(data: bytes) -> Cloud:
     head, found, _ = data.partition(b"end_header")
     if not data.startswith(b"ply") or not found:
         raise ValueError("no 'ply' at its start or no 'end_header'")
-    order, elements = _ply_header(head.decode("ascii").splitlines())
+    order, elements = _ply_header(head.decode("latin-1").splitlines())
     body = data[data.index(b"\n", len(head)) + 1 :]
     if order == "":  # an ASCII body is a binary one whose properties are all doubles
         body = np.array(body.split(), dtype=np.float64).tobytes()

@@ -86,7 +86,8 @@ def _class_folders(root: Path, split: str) -> list[tuple[str, Path | None]]:
     if (root / split).is_dir():  # <split>/<class>
         if not second[split]:
             raise UserError(f"{root / split}: no class sub-folders in it; expected {root}/{split}/<class>/<files>")
-        names = sorted({name for names in second.values() for name in names})
+        splits = [names for names in second.values() if set(names) & set(second[split])]  # others are no splits
+        names = sorted({name for names in splits for name in names})
         return [(name, root / split / name if name in second[split] else None) for name in names]
     if any(split in names for names in second.values()):  # <class>/<split>
         return [(entry.name, entry / split if split in second[entry.name] else None) for entry in first]

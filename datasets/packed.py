@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 MAPPED = ("points", "data", "normals", "seg")  # arrays as long as the data; the others are small
 KEYS = (*MAPPED, "labels", "label", "names", "group", "part_names", "part_category")
 EXTENSIONS = (".npz", ".h5", ".hdf5")
+MOST_COMPRESSION = 1100  # deflate reaches 1032 to 1; damaged sizes are refused before memory is asked for
 MOST_NUMBERED_CLASSES = 65536  # without names, larger labels are ids or damage, not classes
 
 
@@ -161,14 +162,14 @@ def _from_h5(path: Path, file, key: str) -> np.ndarray:
     dataset = file[key]
     if not isinstance(dataset, h5py.Dataset):
         raise UserError(f"{path}: '{key}' is a group, not an array")
-    if h5py.check_string_dtype(dataset.dtype) is not None:
-        return np.array(dataset.asstr()[()], dtype=np.str_)
-    if dataset.dtype.hasobject:
+    if dataset.nbytes > path.stat().st_size * (MOST_COMPRESSION if dataset.chunks else 1):
+        raise ValueError(f"{dataset.nbytes} bytes promised, more than such a file can hold")
+    if dataset.dtype.hasobject and h5py.check_string_dtype(dataset.dtype) is None:
         raise UserError(f"{path}: '{key}' holds {dataset.dtype} objects, not numbers or strings")
     plain = key in MAPPED and dataset.size and dataset.chunks is None and not dataset.is_virtual
     offset = dataset.id.get_offset() if plain else None
     if offset is None:
-        return dataset[()]
+        return np.asarray(dataset[()])
     return np.memmap(path, dataset.dtype, "r", offset, dataset.shape)
 
 

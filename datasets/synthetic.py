@@ -1,10 +1,11 @@
 """The built-in data: labelled shapes of the 16 ShapeNetPart categories with their 50 parts, made on the fly.
 
-A cloud is a pure function of (seed, split, index): the same in every process, whatever is read before it. Classes take
-turns, so that every prefix is balanced. Axes: y up, z to the front. Clouds have mean 0 and largest radius 1.
+A cloud is a pure function of (seed, split, index): the same in every process, whatever is read before it (on another
+kind of processor the last digits may differ). Classes take turns, so that every prefix is balanced. Axes: y up, z to
+the front. Clouds have mean 0 and largest radius 1, in both variants.
 
-Variants: `clean` has a canonical pose with a tilt of a few degrees and a little noise; `scan` is partial, turned about
-the vertical, noisy and surrounded by background, whose points have part id -1 (see `shapes/scan.py`).
+Variants: `clean` has a canonical pose (long things sometimes lie down) with a tilt of a few degrees and a little noise;
+`scan` is partial, turned about the vertical, noisy and surrounded by background, whose points have part id -1.
 """
 
 from __future__ import annotations
@@ -40,8 +41,7 @@ def synthetic_shapes(
     size = SIZES[split] if size is None else size
     record = np.dtype([("points", "<f4", (num_points, 3)), ("seg", "i1", (num_points,))])
     if cache is None:
-        clouds = np.empty(size, record)
-        _fill(clouds, split, variant, seed)
+        clouds = _make(size, record, split, variant, seed)
     else:
         clouds = _cached(Path(cache), size, record, split, variant, seed)
     return PointClouds(
@@ -82,10 +82,12 @@ def make_cloud(
     return (points / max(radius, 1e-9)).astype(np.float32), seg
 
 
-def _fill(clouds: ndarray, split: str, variant: str, seed: int) -> None:
-    num_points = clouds["points"].shape[1]
-    for index in range(len(clouds)):
+def _make(size: int, record: np.dtype, split: str, variant: str, seed: int) -> ndarray:
+    clouds = np.empty(size, record)
+    num_points = record["points"].shape[0]
+    for index in range(size):
         clouds["points"][index], clouds["seg"][index] = make_cloud(split, index, num_points, variant, seed)
+    return clouds
 
 
 def _cached(folder: Path, size: int, record: np.dtype, split: str, variant: str, seed: int) -> ndarray:
@@ -96,15 +98,7 @@ def _cached(folder: Path, size: int, record: np.dtype, split: str, variant: str,
     num_points = record["points"].shape[0]
     path = folder / f"synthetic_v{CODE_VERSION}_{variant}_{split}_{size}x{num_points}_seed{seed}.npy"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{uuid.uuid4().hex}.part")
-        try:
-            clouds = np.lib.format.open_memmap(part, mode="w+", dtype=record, shape=(size,))
-            _fill(clouds, split, variant, seed)
-            clouds.flush()
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        _write(path, _make(size, record, split, variant, seed))
     try:
         clouds = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
@@ -112,3 +106,19 @@ def _cached(folder: Path, size: int, record: np.dtype, split: str, variant: str,
     if clouds.dtype != record or clouds.shape != (size,):
         raise UserError(f"{path}: holds other data than its name says; delete it and run again")
     return clouds
+
+
+def _write(path: Path, clouds: ndarray) -> None:
+    part = path.with_suffix(f".{uuid.uuid4().hex}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            np.save(file, clouds, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"synthetic_shapes: cannot write into cache '{path.parent}': {error}") from error
+    finally:
+        if part.parent.is_dir():
+            part.unlink(missing_ok=True)

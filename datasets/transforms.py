@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from extensions import ops
@@ -21,13 +22,8 @@ PER_POINT = ("points", "seg", "normals")
 AXES = {"x": 0, "y": 1, "z": 2}
 
 
-def rotate_about_y(points: Tensor, angle: Tensor) -> Tensor:
-    """Row vectors times [[c, 0, s], [0, 1, 0], [-s, 0, c]]; angle (B,) in radians."""
-    return rotate(points, angle, axis=1)
-
-
 def rotate(points: Tensor, angle: Tensor, axis: int) -> Tensor:
-    """Rotate (B, N, 3) by angle (B,) about a coordinate axis, in the sense of `rotate_about_y`."""
+    """Rotate (B, N, 3) by angle (B,) about an axis; about y: rows times [[c, 0, s], [0, 1, 0], [-s, 0, c]]."""
     first, second = (axis + 2) % 3, (axis + 1) % 3  # about y these are x and z
     cos, sin = angle.cos()[:, None], angle.sin()[:, None]
     rotated = points.clone()
@@ -36,17 +32,15 @@ def rotate(points: Tensor, angle: Tensor, axis: int) -> Tensor:
     return rotated
 
 
-def drop_to_first(points: Tensor, ratio: Tensor, draws: Tensor) -> Tensor:
-    """Replace every point whose draw (B, N) is at most the ratio (B,) by the first point of its cloud."""
-    return torch.where((draws <= ratio[:, None])[..., None], points[:, :1], points)
+def drop_to_first(ratio: Tensor, draws: Tensor) -> Tensor:
+    """Indices (B, N) that replace every point whose draw (B, N) is at most the ratio (B,) by the first of its cloud."""
+    own = torch.arange(draws.shape[1], device=draws.device)
+    return own.where(draws > ratio[:, None], 0)
 
 
-def flip_horizontally(points: Tensor, gate: Tensor, axis_draws: Tensor) -> Tensor:
-    """With gate (B,) below 0.95: mirror x and y where their draw (B, 2) is below 0.5; coord -> max(coord) - coord."""
-    mirror = (gate < 0.95)[:, None] & (axis_draws < 0.5)  # (B, 2)
-    plane = points[..., :2]
-    mirrored = plane.amax(dim=1, keepdim=True) - plane
-    return torch.cat([torch.where(mirror[:, None], mirrored, plane), points[..., 2:]], dim=-1)
+def mirror(points: Tensor, axes: Tensor) -> Tensor:
+    """coord -> max(coord) - coord along the axes that are true in (B, 3)."""
+    return torch.where(axes[:, None], points.amax(dim=1, keepdim=True) - points, points)
 
 
 def take(batch: Batch, indices: Tensor) -> Batch:
@@ -68,7 +62,10 @@ class Scale:
 
     def __call__(self, batch: Batch, rng: BatchRandom) -> Batch:
         factors = rng.uniform(len(batch["points"]), 1, 3, low=self.low, high=self.high)
-        return {**batch, "points": batch["points"] * factors}
+        scaled = {**batch, "points": batch["points"] * factors}
+        if "normals" in batch:  # planes that widen along an axis turn away from it
+            scaled["normals"] = F.normalize(batch["normals"] / factors, dim=-1)
+        return scaled
 
 
 class Translate:
@@ -130,15 +127,20 @@ class Dropout:
     def __call__(self, batch: Batch, rng: BatchRandom) -> Batch:
         size, num_points, _ = batch["points"].shape
         ratio = rng.uniform(size, high=self.max_ratio)
-        return {**batch, "points": drop_to_first(batch["points"], ratio, rng.uniform(size, num_points))}
+        return take(batch, drop_to_first(ratio, rng.uniform(size, num_points)))
 
 
 class Flip:
-    """Mirror x and y at random; z is up."""
+    """With probability 0.95 mirror x and y, each with probability 0.5; z is up."""
 
     def __call__(self, batch: Batch, rng: BatchRandom) -> Batch:
         size = len(batch["points"])
-        return {**batch, "points": flip_horizontally(batch["points"], rng.uniform(size), rng.uniform(size, 2))}
+        gate, draws = rng.uniform(size, 1), rng.uniform(size, 2)
+        axes = F.pad((gate < 0.95) & (draws < 0.5), (0, 1))  # (B, 3), never z
+        flipped = {**batch, "points": mirror(batch["points"], axes)}
+        if "normals" in batch:
+            flipped["normals"] = torch.where(axes[:, None], -batch["normals"], batch["normals"])
+        return flipped
 
 
 class Normalize:

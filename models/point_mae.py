@@ -17,16 +17,21 @@ from models.masking import RandomMask, split_by_mask
 from utils.errors import UserError
 from utils.random import BatchRandom
 
+# "trunc_normal" (0.02) is the published start; it makes the position embedding of 3 coordinates so small that the
+# network sees no positions for many epochs. "torch", each layer's own default, suits short training.
+Init = Literal["trunc_normal", "torch"]
+
 
 class PointEncoder(nn.Module):
     """Patches -> tokens -> transformer. What pre-training, probes and classifiers share."""
 
-    def __init__(self, embed_dim: int, depth: int, num_heads: int, drop_path_rate: float, patch_width: int):
+    def __init__(self, embed_dim: int, depth: int, num_heads: int, drop_path_rate: float, patch_width: int, init: str):
         super().__init__()
         self.embed = PatchEmbed(embed_dim, patch_width)
         self.pos_embed = position_embedding(embed_dim)
         self.transformer = Transformer(embed_dim, depth, num_heads, drop_path_rate=drop_path_rate)
-        self.apply(init_trunc_normal)
+        if init == "trunc_normal":
+            self.apply(init_trunc_normal)
 
     def forward(self, neighborhood: Tensor, center: Tensor, visible: Tensor | None = None) -> Tensor:
         """(B, G, K, 3), (B, G, 3) -> (B, G, C), or only the tokens at the indices `visible` (B, V)."""
@@ -78,8 +83,9 @@ class PointMAE(PatchModel):
         mask=None,  # a mask sampler of models.masking; default RandomMask(0.6)
         loss: Literal["cdl1", "cdl2"] = "cdl2",
         skip_near_origin: bool = True,  # the rule of the FPS that the published weights were trained with
+        init: Init = "trunc_normal",
     ):
-        encoder = PointEncoder(embed_dim, depth, num_heads, drop_path_rate, patch_width)
+        encoder = PointEncoder(embed_dim, depth, num_heads, drop_path_rate, patch_width, init)
         super().__init__(encoder, num_group, group_size, skip_near_origin)
         self.num_features = embed_dim
         self.mask = RandomMask() if mask is None else mask
@@ -100,6 +106,8 @@ class PointMAE(PatchModel):
             num_masked = self.mask.num_masked(self.num_group)
         else:
             num_masked = count_masked(mask)
+        if num_masked == 0:
+            raise UserError(f"mask: hides none of the {self.num_group} patches, nothing to rebuild; use a larger ratio")
         visible, hidden = split_by_mask(mask, num_masked)
         tokens = self.encoder(neighborhood, center, visible)  # (B, G - M, C)
         decoded = self.decode(tokens, center, visible, hidden)  # (B, M, C)
@@ -113,6 +121,19 @@ class PointMAE(PatchModel):
         position = self.decoder_pos_embed(ops.gather_points(center, torch.cat([visible, hidden], dim=1)))
         masked = self.mask_token.to(tokens.dtype).expand(tokens.shape[0], hidden.shape[1], -1)
         return self.decoder(torch.cat([tokens, masked], dim=1), position, last=hidden.shape[1])
+
+    def reconstruct(
+        self, points: Tensor, mask: Tensor | None = None, rng: BatchRandom | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Points of the patches that the network saw (B, V, 3), and of those it rebuilt (B, H, 3)."""
+        output = self(points, mask, rng)
+        neighborhood, center = self.group(points)
+        hidden = torch.zeros(center.shape[:2], dtype=torch.bool, device=points.device)
+        hidden = hidden.scatter(1, output["hidden"], True)
+        seen, _ = split_by_mask(hidden, output["hidden"].shape[1])
+        absolute = (neighborhood + center[:, :, None]).flatten(2)
+        rebuilt = output["prediction"] + ops.gather_points(center, output["hidden"])[:, :, None]
+        return ops.gather_points(absolute, seen).reshape(len(points), -1, 3), rebuilt.flatten(1, 2)
 
     @staticmethod
     def key_map(key: str) -> str | None:
@@ -135,8 +156,9 @@ class PointMAEClassifier(PatchModel):
         head_dim: int = 256,
         head_dropout: float = 0.5,
         skip_near_origin: bool = True,
+        init: Init = "trunc_normal",
     ):
-        encoder = PointEncoder(embed_dim, depth, num_heads, drop_path_rate, patch_width)
+        encoder = PointEncoder(embed_dim, depth, num_heads, drop_path_rate, patch_width, init)
         super().__init__(encoder, num_group, group_size, skip_near_origin)
         self.num_features = embed_dim
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))

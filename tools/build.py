@@ -104,7 +104,8 @@ def load_into(model: nn.Module, path: str, *, whole: bool) -> LoadReport:
 
 def build_optimizer(config: Mapping[str, Any], model: nn.Module) -> torch.optim.Optimizer:
     cfg = config["optimizer"]
-    groups = parameter_groups(model, cfg.get("weight_decay", 0.0))
+    default = parameters(OPTIMIZERS.get(cfg["name"], "optimizer"))["weight_decay"].default
+    groups = parameter_groups(model, cfg.get("weight_decay", default))
     if not groups:
         raise UserError("model: every parameter is frozen; there is nothing to train")
     return OPTIMIZERS.build(cfg, "optimizer", params=groups)

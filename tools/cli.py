@@ -35,6 +35,7 @@ from tools.splits import DataSplits
 from tools.tasks.base import Task, evaluating
 from utils import dist
 from utils.config import describe_config, load_config, to_plain
+from utils.cpu import tune
 from utils.errors import UserError, first_line
 from utils.logging import get_logger, start_logging
 from utils.random import BatchRandom, seed_everything
@@ -145,6 +146,7 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
     device = build_device(config.get("device", "auto"))
     dist.init_from_environment(device)
     start_logging(dist.is_main())
+    tuned = tune()
     set_determinism(config.get("deterministic", False))
     experiment = find_experiment(args)
     data = build_data(config, device, seed)
@@ -170,8 +172,10 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
         weights = runner.resume()
     experiment.open()  # from here on the run leaves traces
     experiment.record_start(config, seed)
-    announce(experiment, config, data, model, device, weights)
+    announce(experiment, config, data, model, device, weights, tuned)
     rows = work(args, runner, task, data)
+    if dist.is_main() and not args.svm:
+        task.draw(runner.eval_model(), data, runner.autocast, experiment.folder)
     finish(experiment, rows, config, data, time.monotonic() - started)
 
 
@@ -216,6 +220,7 @@ def announce(
     model: nn.Module,
     device: torch.device,
     weights: str,
+    tuned: list[str],
 ) -> None:
     log = start_logging(dist.is_main(), experiment.folder / "train.log")
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -225,6 +230,7 @@ def announce(
     log.info(f"model: {config['model']['name']}, {trained:,} parameters trained, {frozen:,} frozen")
     log.info(weights)
     log.info(f"device: {device}, {machine()}, {dist.world_size()} process(es), {torch.get_num_threads()} threads")
+    log.info(f"process set-up: {', '.join(tuned) or 'nothing to do'}")
 
 
 def finish(experiment: Experiment, rows: list[dict], config: dict[str, Any], data: DataSplits, seconds: float) -> None:

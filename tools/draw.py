@@ -29,21 +29,26 @@ def render(
     azimuth: float = 35.0,
     elevation: float = 20.0,
     splat: float | None = None,
+    frame: ndarray | None = None,
 ) -> ndarray:
     """Image (size, size, 3) uint8 of one cloud (N, 3), seen from the given angles in degrees.
 
     `colors`: N whole numbers (places in the palette, negative ones are grey), (N, 3) of 0..1 or uint8, or None.
-    `splat` is the radius of a point as a share of the image; by default it follows from the number of points.
+    `splat` is the radius of a point as a share of the image; by default it follows from the number of points. `frame`
+    is the cloud that sets centre and scale: pass the whole cloud to draw its visible and its reconstructed part alike.
     """
     points, rgb = _checked(points, colors)
     fine = 2 * size  # drawn twice as large and averaged: smooth edges
     image = np.full((fine, fine, 3), 255, dtype=np.uint8)
     if len(points):
-        view = _view(points, azimuth, elevation)
-        pixel = 0.47 * fine / max(float(np.linalg.norm(view, axis=1).max()), 1e-9)
-        radius = fine * (min(0.02, 0.35 / np.sqrt(len(points))) if splat is None else splat)
+        frame = points if frame is None or not len(frame) else _checked(frame, None)[0]
+        axes, middle = _camera(azimuth, elevation), (frame.max(0) + frame.min(0)) / 2
+        view, bounds = (points - middle) @ axes, (frame - middle) @ axes
+        pixel = 0.46 * fine / max(float(np.linalg.norm(bounds[:, :2], axis=1).max()), 1e-9)
+        radius = fine * (min(0.02, 0.5 / np.sqrt(len(points))) if splat is None else splat)
         _splat(image, view * pixel, rgb, max(radius, 1.0))
-    return image.reshape(size, 2, size, 2, 3).mean((1, 3)).astype(np.uint8)
+    smooth = image.reshape(size, 2, size, 2, 3).mean((1, 3)).astype(np.uint8)
+    return smooth | 7  # 32 levels a channel look the same and halve the file
 
 
 def _splat(image: ndarray, view: ndarray, rgb: ndarray, radius: float) -> None:
@@ -65,13 +70,12 @@ def _splat(image: ndarray, view: ndarray, rgb: ndarray, radius: float) -> None:
     image[y[inside], x[inside]] = shade[inside].astype(np.uint8)
 
 
-def _view(points: ndarray, azimuth: float, elevation: float) -> ndarray:
-    """Centred points in the camera's axes: right, up, towards the viewer."""
+def _camera(azimuth: float, elevation: float) -> ndarray:
+    """Columns: the camera's right, up and backward (towards the viewer) in the world."""
     a, e = np.radians(azimuth), np.radians(elevation)
-    right = (np.cos(a), 0, -np.sin(a))
-    towards = (np.sin(a) * np.cos(e), np.sin(e), np.cos(a) * np.cos(e))
-    axes = np.stack((right, np.cross(towards, right), towards))
-    return (points - (points.max(0) + points.min(0)) / 2) @ axes.T
+    right = np.array((np.cos(a), 0, -np.sin(a)))
+    backward = np.array((np.sin(a) * np.cos(e), np.sin(e), np.cos(a) * np.cos(e)))
+    return np.stack((right, np.cross(backward, right), backward), axis=1)
 
 
 def _checked(points: ndarray, colors: ndarray | None) -> tuple[ndarray, ndarray]:
@@ -96,19 +100,22 @@ def draw_clouds(
     path: str | Path,
     columns: int = 8,
     size: int = 200,
+    frames: Sequence[ndarray] | None = None,
     **view: float,
 ) -> None:
-    """One PNG with the clouds side by side, `columns` in a row; `view` goes to `render`."""
+    """One PNG with the clouds side by side, `columns` in a row; `frames` and `view` as in `render`."""
     if not len(clouds) or columns < 1:
         raise UserError(f"draw_clouds: needs at least one cloud and one column, got {len(clouds)} and {columns}")
-    if colors is not None and len(colors) != len(clouds):
-        raise UserError(f"draw_clouds: {len(clouds)} clouds but {len(colors)} sets of colors")
+    for name, given in (("colors", colors), ("frames", frames)):
+        if given is not None and len(given) != len(clouds):
+            raise UserError(f"draw_clouds: {len(clouds)} clouds but {len(given)} {name}")
     columns = min(columns, len(clouds))
     rows = -(-len(clouds) // columns)
     sheet = np.full((rows * size, columns * size, 3), 255, dtype=np.uint8)
     for i, cloud in enumerate(clouds):
         top, left = i // columns * size, i % columns * size
-        image = render(cloud, None if colors is None else colors[i], size, **view)
+        frame = None if frames is None else frames[i]
+        image = render(cloud, None if colors is None else colors[i], size, frame=frame, **view)
         sheet[top : top + size, left : left + size] = image
     write_png(path, sheet)
 
@@ -118,10 +125,8 @@ def write_png(path: str | Path, image: ndarray) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise UserError(f"write_png: an image must be (H, W, 3) uint8, found {image.shape} {image.dtype}")
     height, width = image.shape[:2]
-    # each row as the difference to the pixel on its left (filter 1): flat areas become zeros
-    rows = image.astype(np.int16)
-    rows[:, 1:] -= image[:, :-1].astype(np.int16)
-    lines = np.concatenate((np.ones((height, 1), np.uint8), (rows % 256).astype(np.uint8).reshape(height, -1)), axis=1)
+    lines = np.zeros((height, 1 + 3 * width), dtype=np.uint8)  # each row starts with its filter: 0, none
+    lines[:, 1:] = image.reshape(height, -1)
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines.tobytes(), 9)), (b"IEND", b""))
     Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -92,7 +92,7 @@ def main() -> int:
 def _print_table(untrained: Step, pretrain: Step, tuned: list[Step], scratch: list[Step], seconds: float) -> None:
     lines = [("what ran", "figure", "time", "files")]
     for step, label in ((untrained, "linear SVM, untrained network"), (pretrain, "linear SVM, after pre-training")):
-        lines.append((label, f"{step.value('svm_acc'):.1f} %", duration(step.seconds), str(step.folder)))
+        lines.append((label, f"{step.value('svm_cv_acc'):.1f} %", duration(step.seconds), str(step.folder)))
     means = []
     for steps, label in ((tuned, "fine-tuned, 10 % of labels"), (scratch, "from scratch, 10 % of labels")):
         values = [step.value("acc") for step in steps]
@@ -108,7 +108,7 @@ def _print_table(untrained: Step, pretrain: Step, tuned: list[Step], scratch: li
     print()
     for line in lines:
         print("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip())
-    gain = pretrain.value("svm_acc") - untrained.value("svm_acc")
+    gain = pretrain.value("svm_cv_acc") - untrained.value("svm_cv_acc")
     print(f"\nPre-training lifts the linear SVM by {gain:+.1f} points")
     print(f"and fine-tuning at 10 % of labels by {means[0] - means[1]:+.1f} points over training from scratch.")
     print("Test accuracy on the built-in shapes; fine-tuned weights chosen on held-out training data.")

@@ -37,6 +37,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> tuple[EasyDi
     return EasyDict(config), origins
 
 
+def parse_yaml(text: str, what: str) -> Any:
+    """One YAML document on its own, without inheritance."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{what}: not valid YAML: {_first_line(error)}") from error
+
+
 def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
     """Deep merge; lists replace. Naming another component (`name:` differs) drops the options of the old one."""
     renamed = "name" in base and "name" in update and base["name"] != update["name"]
@@ -178,6 +186,8 @@ def _apply_override(config: dict[str, Any], override: str, origins: Origins) -> 
         node["name"] = value
     else:
         node[last] = value
+    for below in [name for name in origins if name.startswith(f"{key}.")]:
+        del origins[below]
     origins[key] = "command line"
 
 

@@ -91,8 +91,12 @@ def plate(rng: Generator, width: float, depth: float, thick: float, shapes: int)
 
 def chair(rng: Generator) -> Pieces:
     u = rng.uniform
-    width, depth, height, thick = u(0.45, 0.75), u(0.45, 0.65), u(0.3, 0.6), u(0.03, 0.12)
-    kind = rng.choice(5, p=(0.42, 0.2, 0.12, 0.1, 0.16))
+    width, depth, height, thick = u(0.45, 0.75), u(0.45, 0.65), u(0.25, 0.7), u(0.03, 0.12)
+    kind = rng.choice(6, p=(0.4, 0.18, 0.12, 0.1, 0.14, 0.06))
+    if kind == 5:
+        return _pouf(rng, width, depth)
+    if kind in (0, 3) and u() < 0.12:  # a bench
+        width *= u(1.6, 2.6)
     pieces: Pieces = []
     if kind == 0:
         pieces.append(("leg", four_legs(rng, width, depth, height)))
@@ -107,11 +111,21 @@ def chair(rng: Generator) -> Pieces:
         pieces.append(("leg", four_legs(rng, width, depth, height)))
     pieces.append(("seat", move(plate(rng, width, depth, thick, 3), 0, height + thick / 2, 0)))
     top = height + thick
-    if u() > 0.07:  # the rest are stools
+    if u() > 0.1:  # the rest are stools
         pieces.append(("back", move(_back(rng, width, u(0.35, 0.8), thick, kind == 4), 0, top, -depth / 2 + 0.03)))
     if kind == 4 or u() < 0.35:
         pieces.append(("arm", move(_arms(rng, width, depth, kind == 4), 0, top, 0)))
     return pieces
+
+
+def _pouf(rng: Generator, width: float, depth: float) -> Pieces:
+    """A seat on the floor without legs, with a low back or none."""
+    u, tall = rng.uniform, rng.uniform(0.25, 0.5)
+    seat = move(ellipsoid(width / 2, tall / 2, depth / 2, u(2, 6)), 0, tall / 2)
+    if u() < 0.4:
+        return [("seat", seat)]
+    back = ellipsoid(width / 2 * u(0.7, 1), u(0.2, 0.4), u(0.06, 0.15), u(2, 4))
+    return [("seat", seat), ("back", move(back, 0, tall, -depth * 0.4))]
 
 
 def _back(rng: Generator, width: float, height: float, thick: float, solid: bool) -> ndarray:
@@ -159,7 +173,7 @@ def _arms(rng: Generator, width: float, depth: float, solid: bool) -> ndarray:
 
 def table(rng: Generator) -> Pieces:
     u = rng.uniform
-    width, height, thick = u(0.6, 1.6), u(0.3, 0.85), u(0.02, 0.09)
+    width, height, thick = u(0.5, 1.6), u(0.12, 0.9), u(0.02, 0.12)
     depth = width * u(0.4, 1)
     kind = rng.choice(5, p=(0.45, 0.2, 0.15, 0.1, 0.1))
     pieces: Pieces = [("top", move(plate(rng, width, depth, thick, 4), 0, height + thick / 2, 0))]
@@ -203,8 +217,25 @@ def _support(rng: Generator, width: float, depth: float, height: float) -> ndarr
 
 
 def lamp(rng: Generator) -> Pieces:
-    kind = rng.integers(4)
-    return (_standing_lamp, _standing_lamp, _hanging_lamp, _desk_lamp)[kind](rng)
+    kind = rng.choice(5, p=(0.4, 0.24, 0.2, 0.08, 0.08))
+    return (_standing_lamp, _hanging_lamp, _desk_lamp, _lantern, _ceiling_lamp)[kind](rng)
+
+
+def _lantern(rng: Generator) -> Pieces:
+    """A glass body on a plate, with a ring or a bow to carry it."""
+    u, sides = rng.uniform, (20, 4, 6)[rng.integers(3)]
+    radius, tall = u(0.2, 0.35), u(0.35, 0.8)
+    glass = cylinder(radius, tall, radius * u(0.7, 1.1), sides)
+    bow = move(tube(arc(radius * u(0.3, 0.9), 0, np.pi, 12, u(0.1, 0.35)), 0.015, sides=6), 0, tall)
+    plate_radius = radius * u(1, 1.25)
+    return [("shade", glass), ("canopy", bow), ("base", move(cylinder(plate_radius, 0.05, sides=sides), 0, -0.05))]
+
+
+def _ceiling_lamp(rng: Generator) -> Pieces:
+    """A shade right below its plate."""
+    u = rng.uniform
+    radius, plate_radius = u(0.25, 0.45), u(0.1, 0.5)
+    return [("shade", _shade(rng, radius, u(0.12, 0.6))), ("canopy", cylinder(plate_radius, 0.04, plate_radius * 0.9))]
 
 
 def _shade(rng: Generator, radius: float, height: float) -> ndarray:
@@ -226,7 +257,9 @@ def _shade(rng: Generator, radius: float, height: float) -> ndarray:
 def _standing_lamp(rng: Generator) -> Pieces:
     u = rng.uniform
     height, radius = u(0.5, 1.7), u(0.15, 0.35)
-    tall, reach = u(0.15, 0.45), u(0.12, 0.25)
+    tall, reach = u(0.15, 0.45), u(0.12, 0.3)
+    if u() < 0.12:  # a mushroom, as wide as a small table
+        height, radius, tall = u(0.4, 0.8), u(0.35, 0.6), u(0.06, 0.25)
     pieces: Pieces = [("shade", move(_shade(rng, radius, tall), 0, height + tall * u(0.2, 0.8), 0))]
     kind = rng.integers(4)
     if kind == 0 and height < 1.1:  # a vase carries the shade
@@ -278,7 +311,7 @@ def _desk_lamp(rng: Generator) -> Pieces:
         links = np.concatenate((rod((0, 0, 0), knee, thick), rod(knee, tip, thick)))
     else:
         t = np.linspace(0, 1, 12)[:, None]
-        links = tube((1 - t) ** 2 * np.zeros(3) + 2 * t * (1 - t) * (knee * (1, 2, 1)) + t * t * tip, thick)
+        links = tube(2 * t * (1 - t) * knee * (1, 2, 1) + t * t * tip, thick)
     head = turn(_shade(rng, u(0.08, 0.2), u(0.1, 0.25)), "z", side * u(-0.2, 0.8)) + tip
     foot = cylinder(reach, u(0.02, 0.08), reach * u(0.6, 1)) if u() < 0.7 else box(2 * reach, 0.04, 1.5 * reach)
     return [("base", foot), ("tube", links), ("shade", head)]

@@ -7,6 +7,7 @@ front; "width, height, depth" are the extents along x, y, z.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -78,10 +79,8 @@ def hull(z: ndarray, width, height, centre=0.0, power: float = 2.0, sides: int =
     """Closed body along z (R,): superelliptic sections of the given half widths and half heights about y = centre."""
     rings = np.empty((len(z), sides + 1, 3))
     section = circle(sides, power)
-    rings[:, :, 0] = np.broadcast_to(width, z.shape)[:, None] * section[:, 0]
-    rings[:, :, 1] = (
-        np.broadcast_to(height, z.shape)[:, None] * section[:, 1] + np.broadcast_to(centre, z.shape)[:, None]
-    )
+    rings[:, :, 0] = np.reshape(width, (-1, 1)) * section[:, 0]
+    rings[:, :, 1] = np.reshape(height, (-1, 1)) * section[:, 1] + np.reshape(centre, (-1, 1))
     rings[:, :, 2] = z[:, None]
     return loft(rings)
 
@@ -99,12 +98,17 @@ def tube(curve: ndarray, radius, across=None, sides: int = 10) -> ndarray:
     tangent = np.gradient(curve, axis=0) if len(curve) > 2 else np.repeat(curve[1:] - curve[:1], 2, axis=0)
     tangent /= np.linalg.norm(tangent, axis=1, keepdims=True) + 1e-12
     axis = int(np.abs(tangent).mean(0).argmin())
-    second = np.eye(3)[axis] - tangent[:, axis, None] * tangent
-    second /= np.linalg.norm(second, axis=1, keepdims=True)
-    first = np.cross(tangent, second)
+    second = -tangent[:, axis, None] * tangent
+    second[:, axis] += 1
+    length = np.sqrt(second[:, axis, None])  # of `second`, since `tangent` has length 1
+    second /= length
+    i, j = (axis + 1) % 3, (axis + 2) % 3
+    first = np.zeros_like(tangent)  # tangent x second
+    first[:, i], first[:, j] = tangent[:, j], -tangent[:, i]
+    first /= length
     section = circle(sides)
-    first = first * np.broadcast_to(radius, len(curve))[:, None]
-    second = second * np.broadcast_to(radius if across is None else across, len(curve))[:, None]
+    first = first * np.reshape(radius, (-1, 1))
+    second = second * np.reshape(radius if across is None else across, (-1, 1))
     return loft(curve[:, None] + first[:, None] * section[:, :1] + second[:, None] * section[:, 1:])
 
 
@@ -154,12 +158,12 @@ def turn(quads: ndarray, axis: str, angle: float) -> ndarray:
 
 def rotation(axis: str, angle: float) -> ndarray:
     """Rotation matrix (3, 3) about the x, y or z axis."""
-    c, s = np.cos(angle), np.sin(angle)
-    i = "xyz".index(axis)
-    j, k = (i + 1) % 3, (i + 2) % 3
-    matrix = np.eye(3)
-    matrix[j, j], matrix[j, k], matrix[k, j], matrix[k, k] = c, -s, s, c
-    return matrix
+    c, s = math.cos(angle), math.sin(angle)
+    if axis == "x":
+        return np.array(((1, 0, 0), (0, c, -s), (0, s, c)))
+    if axis == "y":
+        return np.array(((c, 0, s), (0, 1, 0), (-s, 0, c)))
+    return np.array(((c, -s, 0), (s, c, 0), (0, 0, 1)))
 
 
 def mirrored(quads: ndarray) -> ndarray:
@@ -192,8 +196,8 @@ def sample(
     boost = np.maximum(1, max(floor, 2 / count) * per_part.sum() / np.maximum(per_part, 1e-12))
     edges = np.cumsum(share * boost[part])
     # one draw in each of `count` equal strata: as even as random sampling can be
-    draw = (rng.permutation(count) + rng.random(count)) * (edges[-1] / count)
-    pick = np.minimum(np.searchsorted(edges, draw), len(edges) - 1)
+    draw = (np.arange(count) + rng.random(count)) * (edges[-1] / count)
+    pick = np.minimum(np.searchsorted(edges, draw), len(edges) - 1)[rng.permutation(count)]
     u, v = rng.random((2, count, 1))
     fold = u + v > 1
     u, v = np.where(fold, 1 - u, u), np.where(fold, 1 - v, v)

@@ -44,17 +44,17 @@ def _unit(points: ndarray) -> ndarray:
 
 
 def _surroundings(count: int, floor: float, rng: Generator) -> ndarray:
-    """A floor, a wall behind, fragments beside and behind: none, some or all of them."""
+    """A floor, a wall behind, a fragment beside or behind: none, some or all of them."""
     u, parts = rng.uniform, [np.zeros((0, 3))]
-    if u() < 0.8:
-        x, z = u(-1.3, 1.3, (2, 2 * count))
-        parts.append(np.stack((x, np.full(2 * count, floor), z), axis=1))
-    if u() < 0.4:
-        x, y = u(-1.3, 1.3, 2 * count), floor + u(0, 2, 2 * count)
-        wall = np.stack((x, y, np.full(2 * count, -u(0.6, 1.2))), axis=1)
+    if u() < 0.7:
+        x, z = u(-1.3, 1.3, (2, 4 * count))
+        parts.append(np.stack((x, np.full(4 * count, floor), z), axis=1))
+    if u() < 0.3:
+        x, y = u(-1.3, 1.3, 4 * count), floor + u(0, 2, 4 * count)
+        wall = np.stack((x, y, np.full(4 * count, -u(0.6, 1.2))), axis=1)
         parts.append(wall @ rotation("y", u(-0.6, 0.6)).T)
-    for _ in range(rng.integers(3)):
-        other = _unit(draw_shape(int(rng.integers(len(CATEGORIES))), count, rng)[0]) * u(0.3, 0.9)
+    for _ in range(rng.integers(2)):
+        other = _unit(draw_shape(int(rng.integers(len(CATEGORIES))), 2 * count, rng)[0]) * u(0.3, 0.9)
         cut = other @ rng.normal(size=3)
         other = other[cut >= np.quantile(cut, u(0, 0.6))]  # a half-space of it
         angle, away = u(-0.4, np.pi + 0.4), u(0.6, 1.2)
@@ -76,14 +76,18 @@ def _visible(points: ndarray, elevation: float) -> ndarray:
 
 
 def _crop(points: ndarray, seg: ndarray, centre: ndarray, size: ndarray, rng: Generator) -> ndarray:
-    """Rows of the points within the perturbed box; the shift is halved until a third of the object is inside."""
-    shift, scale = rng.uniform(-0.5, 0.5, 3) * size, rng.uniform(0.9, 1.3)
+    """Rows of the points within the perturbed box, no more than three of the background for each of the object.
+
+    The shift is halved until half of the object's visible points are inside.
+    """
+    shift, scale = rng.uniform(-0.5, 0.5, 3) * size, rng.uniform(0.9, 1.2)
     turned = rotation("y", rng.uniform(-0.5, 0.5))
     on_object = seg != BACKGROUND
     for _ in range(8):
         local = (points - centre - shift) @ turned
         inside = (np.abs(local) <= size * scale / 2 + 0.05).all(1)
-        if (inside & on_object).sum() >= on_object.sum() / 3:
+        if (inside & on_object).sum() >= on_object.sum() / 2:
             break
         shift = shift / 2
-    return np.flatnonzero(inside)
+    kept, around = np.flatnonzero(inside & on_object), np.flatnonzero(inside & ~on_object)
+    return np.concatenate((kept, rng.permutation(around)[: 3 * len(kept)]))

@@ -35,7 +35,7 @@ def airplane(rng: Generator) -> Pieces:
     if fighter or u() < 0.2:
         canopy = ellipsoid(radius * 0.6, radius * 0.7, length * 0.12)
         pieces.append(("body", move(canopy, 0, radius * 0.8, length * 0.2)))
-    span, chord, taper = u(0.4, 1.1), length * u(0.12, 0.28), u(0.25, 1)
+    span, chord, taper = u(0.3, 1.3), length * u(0.1, 0.28), u(0.25, 1)
     sweep, lift, at = u(-0.05, 0.7) * span, u(-0.1, 0.2) * span, length * u(-0.08, 0.12)
     if fighter and u() < 0.6:  # a delta
         span, chord, taper = u(0.35, 0.6), length * u(0.4, 0.6), u(0.05, 0.25)
@@ -48,7 +48,8 @@ def airplane(rng: Generator) -> Pieces:
         gap = u(0.2, 0.35)
         struts = mirrored(rod((span * 0.7, level, at), (span * 0.7, level + gap, at), 0.01))
         pieces += [("wing", move(blade, 0, gap, 0)), ("wing", struts)]
-    pieces.append(("tail", _tail(rng, length, radius, span)))
+    if u() > 0.05:
+        pieces.append(("tail", _tail(rng, length, radius, span)))
     pieces += _engines(rng, length, radius, span, (level, at, sweep), fighter)
     return pieces
 
@@ -134,12 +135,11 @@ def car(rng: Generator) -> Pieces:
 def _cabin(bottom: float, top: float, level: float, tall: float, z: tuple) -> ndarray:
     """Roof and windows: a skin from the rear (two z) over the top to the front (two z), half widths narrowing."""
     half = np.array((bottom, top, top, bottom))[:, None]
-    ring = np.empty((4, 5, 3))
-    ring[:, :, 0] = half * np.array((-1, -0.9, 0, 0.9, 1))
-    ring[:, :, 1] = level + np.array((0, tall, tall, 0))[:, None] * (0.97, 1, 1.02, 1, 0.97)
-    ring[:, :, 2] = np.array(z)[:, None]
-    sides = [[ring[i, 0], ring[i + 1, 0], ring[i + 2, 0], ring[(i + 3) % 4, 0]] for i in (0,)]
-    return np.concatenate((slab(ring, (0, 0.01, 0)), mirrored(np.array(sides))))
+    skin = np.empty((4, 5, 3))
+    skin[:, :, 0] = half * np.array((-1, -0.9, 0, 0.9, 1))
+    skin[:, :, 1] = level + np.array((0, tall, tall, 0))[:, None] * (0.97, 1, 1.02, 1, 0.97)
+    skin[:, :, 2] = np.array(z)[:, None]
+    return np.concatenate((slab(skin, (0, 0.01, 0)), mirrored(skin[None, :, 0])))
 
 
 def motorbike(rng: Generator) -> Pieces:
@@ -220,7 +220,11 @@ def rocket(rng: Generator) -> Pieces:
         booster = move(booster, radius + small)
         count = int(rng.choice((2, 2, 4)))
         pieces.append(("body", np.concatenate([turn(booster, "y", k * 2 * np.pi / count) for k in range(count)])))
-    count, reach, chord = int(rng.integers(3, 5)), radius * u(0.8, 2.2), height * u(0.12, 0.35)
+    if u() < 0.1:  # without fins
+        return pieces
+    count, reach, chord = int(rng.integers(2, 6)), radius * u(0.4, 2.4), height * u(0.08, 0.4)
+    if count == 2:  # a shuttle
+        reach, chord = radius * u(2, 4), height * u(0.25, 0.5)
     fin = wing((0, 0, 0), (0, reach, -u(-0.2, 1) * chord), chord, chord * u(0.1, 0.9), (0.02, 0, 0))
     fin = turn(turn(fin, "x", -np.pi / 2), "y", np.pi / 2)
     fin = move(fin, -width[0] * 0.9, chord * u(0.5, 0.6))

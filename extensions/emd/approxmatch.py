@@ -23,7 +23,7 @@ def approx_match(x: Tensor, y: Tensor) -> Tensor:
     """The plan (B, m, n): how much of every x (B, n, 3) goes to every y (B, m, 3). Not differentiable.
 
     A point of x has max(1, m // n) to give, a point of y room for max(1, n // m): whole numbers, so that with sizes
-    that do not divide each other some mass is left over.
+    that do not divide each other some mass is left over. Memory is a few times that of the plan.
     """
     x, y = check_clouds("approx_match", x=x, y=y)
     check_not_empty("approx_match", x=x, y=y)

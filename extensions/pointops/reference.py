@@ -3,7 +3,7 @@
 Arguments are checked and float32 or float64 already. Rules that every implementation keeps:
 squared distances are sums of squared differences, channel after channel, each step rounded (no fused multiply-add, no
 expanded squares); among equal distances the lowest index wins; no gradient here (the callers gather and
-differentiate); no step waits for the device; a tensor of distances holds at most BLOCK numbers at a time.
+differentiate); no step waits for the device; distances are made in blocks, never all pairs at once.
 
 B clouds, N points, M queries, C channels.
 """
@@ -20,10 +20,8 @@ NEAR_ORIGIN = 1e-3  # squared norm up to which pointnet2_ops takes a point for p
 
 def pair_distances(query: Tensor, points: Tensor) -> Tensor:
     """Squared distances (B, M, N) of every query (B, M, C) to every point (B, N, C)."""
-    columns, rows = (
-        query.mT.contiguous().unsqueeze(3),
-        points.mT.contiguous().unsqueeze(2),
-    )  # (B, C, M, 1), (B, C, 1, N)
+    columns = query.mT.contiguous().unsqueeze(3)  # (B, C, M, 1)
+    rows = points.mT.contiguous().unsqueeze(2)  # (B, C, 1, N)
     total = torch.sub(columns[:, 0], rows[:, 0]).square_()
     difference = torch.empty_like(total)
     for channel in range(1, query.shape[2]):

@@ -3,32 +3,46 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+
+from utils import dist
+
+
+class SumOverProcesses(torch.autograd.Function):
+    """Every process gets the sum; the gradient is the sum of everybody's gradients."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return dist.all_sum(x.clone())
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return dist.all_sum(grad.clone())
 
 
 class SyncBatchNorm1d(nn.BatchNorm1d):
-    """Statistics of (rows, C) over all processes; gradients flow through the exchange."""
+    """Statistics of (rows, C) over all processes, at least in float32; gradients flow through the exchange."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or not dist.is_initialized():
+        if not self.training or dist.world_size() == 1:
             return super().forward(x)
-        rows = x.float()
-        count = torch.full((1,), float(len(rows)), device=x.device)
-        total = all_reduce(torch.cat([rows.sum(0), count]))
+        rows = x.to(torch.promote_types(x.dtype, torch.float32))
+        total = SumOverProcesses.apply(torch.cat([rows.sum(0), rows.new_full((1,), len(rows))]))
         mean, count = total[:-1] / total[-1], total[-1]
-        variance = all_reduce((rows - mean).square().sum(0)) / count  # two passes: no cancellation
+        variance = SumOverProcesses.apply((rows - mean).square().sum(0)) / count  # two passes: no cancellation
         self._track(mean.detach(), variance.detach() * (count / (count - 1).clamp(min=1)))
-        normed = (rows - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+        normed = (rows - mean) * torch.rsqrt(variance + self.eps)
+        if self.affine:
+            normed = normed * self.weight + self.bias
         return normed.to(x.dtype)
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor) -> None:
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         self.num_batches_tracked += 1
-        self.running_mean.lerp_(mean, self.momentum or 0.1)
-        self.running_var.lerp_(variance, self.momentum or 0.1)
+        share = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
 
 
 def convert_sync_batchnorm(model: nn.Module) -> nn.Module:

@@ -11,7 +11,7 @@ from utils.errors import UserError
 
 
 def _read_png(path):
-    """A reader of what write_png writes: 8-bit RGB, filter 1 in every row."""
+    """A reader of what write_png writes: 8-bit RGB, rows without a filter."""
     data = path.read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     place, chunks = 8, {}
@@ -22,8 +22,8 @@ def _read_png(path):
         chunks[kind], place = body, place + 12 + length
     width, height = struct.unpack(">II", chunks[b"IHDR"][:8])
     lines = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(height, 1 + 3 * width)
-    assert (lines[:, 0] == 1).all()
-    return np.cumsum(lines[:, 1:].reshape(height, width, 3), axis=1, dtype=np.uint8)
+    assert (lines[:, 0] == 0).all()
+    return lines[:, 1:].reshape(height, width, 3)
 
 
 def test_png_round_trip(tmp_path):
@@ -61,6 +61,14 @@ def test_any_layout_of_the_input_gives_the_same_picture():
     labels = np.arange(50) % 20 - 1
     expected = render(np.ascontiguousarray(points), labels, size=40)
     np.testing.assert_array_equal(render(points, labels.astype(np.int8), size=40), expected)
+
+
+def test_a_part_is_drawn_in_the_frame_of_the_whole():
+    whole = np.random.default_rng(2).uniform(-1, 1, (400, 3))
+    part = whole[whole[:, 1] > 0.3]
+    image = render(part, None, 64, azimuth=0, elevation=0, frame=whole)
+    assert image[:30].min() < 200 and image[36:].min() == 255
+    assert render(part, None, 64, azimuth=0, elevation=0)[36:].min() < 200
 
 
 def test_a_sheet_of_clouds(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,9 @@ class Task:
     def conclude(self, model: nn.Module, data: DataSplits, autocast: Autocast) -> list[dict]:
         """Result rows of the finished model: metric, value, split, protocol."""
         raise NotImplementedError
+
+    def draw(self, model: nn.Module, data: DataSplits, autocast: Autocast, folder: Path) -> None:
+        """Pictures of what the finished model does, where there is something to see."""
 
 
 def prepared(loader: Loader, data: DataSplits) -> Iterator[dict[str, Tensor]]:

@@ -1,0 +1,9 @@
+"""What to build and what to compare for each kind of fixture: folder -> kind -> function of the fixture."""
+
+from collections.abc import Callable
+
+from tests.golden.adapters import mae, mae_data
+from tests.golden.fixtures import Fixture
+
+ADAPTERS: dict[str, dict[str, Callable[[Fixture], None]]] = {"mae": {**mae.ADAPTERS, **mae_data.ADAPTERS}}
+ELSEWHERE = ("ops",)  # folders that a test file of their own covers

@@ -1,0 +1,85 @@
+"""Full-size models hold exactly the tensors of the official ones; official checkpoints load as upstream loads them."""
+
+import functools
+import json
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models import MODELS
+from tests.golden.fixtures import ABSENT, GOLDEN
+from tools.optim import is_free_of_decay
+from utils.checkpoint import load_weights
+
+pytestmark = pytest.mark.filterwarnings("ignore:for .*meta parameter")  # sizes are compared, nothing is copied
+MANIFESTS = GOLDEN / "manifests" / "mae"
+PRETRAIN = {"name": "PointMAE"}
+NUMBER_OF_PARAMETERS = {
+    "point_mae_pretrain": 29_006_432,
+    "point_transformer_finetune_modelnet": 22_099_752,
+    "point_transformer_finetune_modelnet_8k": 22_099_752,
+    "point_transformer_finetune_scan_hardest": 22_093_327,
+    "point_transformer_fewshot": 22_099_752,
+}
+CLASSIFIERS = {
+    "point_transformer_finetune_modelnet": {"num_classes": 40},
+    "point_transformer_finetune_modelnet_8k": {"num_classes": 40, "num_group": 512},
+    "point_transformer_finetune_scan_hardest": {"num_classes": 15, "num_group": 128},
+    "point_transformer_fewshot": {"num_classes": 40},
+}
+MODEL_OF: dict[str, dict] = {
+    "point_mae_pretrain": PRETRAIN,
+    **{name: {"name": "PointMAEClassifier", **options} for name, options in CLASSIFIERS.items()},
+}
+
+
+def read(name: str) -> dict:
+    path = MANIFESTS / f"{name}.json"
+    if not path.is_file():
+        pytest.skip(f"no manifest {path}" if GOLDEN.is_dir() else ABSENT)
+    return json.loads(path.read_text())
+
+
+def checkpoint(name: str) -> dict[str, Tensor]:
+    """Empty tensors of the official names and shapes; they take no memory."""
+    return {key: torch.empty(shape, device="meta") for key, shape in read(name).items()}
+
+
+@functools.cache
+def build(name: str) -> nn.Module:
+    with torch.device("meta"):
+        return MODELS.build(MODEL_OF[name])
+
+
+@pytest.mark.parametrize("name", MODEL_OF)
+def test_parameters(name: str) -> None:
+    model, official = build(name), checkpoint(name)
+    report = load_weights(model, official, name, model.key_map)  # type: ignore[arg-type]
+    assert len(report.loaded) == len(official)
+    assert not (report.missing or report.unexpected or report.unused or report.reshaped), report.summary()
+    assert sum(p.numel() for p in model.parameters()) == NUMBER_OF_PARAMETERS[name]
+
+
+def test_pretrained_weights_in_a_classifier() -> None:
+    expected, model = read("map_point_mae_to_classifier"), build("point_transformer_finetune_modelnet")
+    ours = model.key_map
+    assert callable(ours)
+    report = load_weights(model, checkpoint("point_mae_pretrain"), "pre-training", ours)
+    assert report.loaded == sorted(ours(key) for key in expected["map"].values())
+    assert all(ours(key) == ours(target) for key, target in expected["map"].items())
+    assert report.missing == sorted(ours(key) for key in expected["classifier_keys_left_at_init"])
+    assert sorted(report.unused) == sorted(expected["pretrain_keys_unused"])
+    assert not report.unexpected and not report.reshaped
+    assert (len(report.loaded), len(report.missing), len(report.unused)) == (156, 18, 53)
+
+
+@pytest.mark.parametrize(
+    "group, name",
+    [("pretrain_no_decay", "point_mae_pretrain"), ("finetune_no_decay", "point_transformer_finetune_modelnet")],
+)
+def test_weight_decay(group: str, name: str) -> None:
+    model = build(name)
+    assert callable(model.key_map)
+    free = {model.key_map(key) for key in read("point_mae_weight_decay_groups")[group]}
+    assert {key for key, value in model.named_parameters() if is_free_of_decay(key, value)} == free

@@ -1,0 +1,36 @@
+"""The mini-PointNet: equal to its definition, blind to the order of points."""
+
+import torch
+from torch import Tensor
+
+from models.layers.patch_embed import PatchEmbed
+
+
+def as_defined(model: PatchEmbed, patches: Tensor) -> Tensor:
+    """With the repetition and the concatenation that the module avoids."""
+    batch, number, size, _ = patches.shape
+    x = model.first(patches.reshape(-1, 3)).reshape(batch * number, size, 256)
+    joined = torch.cat([x.amax(dim=1, keepdim=True).expand_as(x), x], dim=-1)
+    x = model.second(joined.reshape(-1, 512))
+    return x.reshape(batch, number, size, -1).amax(dim=2)
+
+
+def test_equals_its_definition() -> None:
+    model, patches = PatchEmbed(24).double(), torch.randn(2, 5, 7, 3, dtype=torch.float64)
+    for mode in (True, False):
+        model.train(mode)
+        ours, expected = model(patches), as_defined(model, patches)
+        torch.testing.assert_close(ours, expected)
+        gradients = [torch.autograd.grad(out.square().sum(), list(model.parameters())) for out in (ours, expected)]
+        for one, other in zip(*gradients):
+            torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
+
+
+def test_order_of_points_does_not_matter() -> None:
+    model, patches = PatchEmbed(24).eval(), torch.randn(2, 5, 7, 3)
+    torch.testing.assert_close(model(patches), model(patches[:, :, torch.randperm(7)]))
+
+
+def test_strided_patches_of_one_point() -> None:
+    patches = torch.randn(3, 1, 4, 2).permute(3, 2, 1, 0)  # (2, 4, 1, 3)
+    assert PatchEmbed(24).eval()(patches).shape == (2, 4, 24)

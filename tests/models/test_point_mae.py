@@ -1,0 +1,186 @@
+"""Every registered model keeps the promises that training, probes and export rely on; Point-MAE keeps its own."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models import MODELS
+from models.masking import RandomMask
+from models.point_mae import PointMAE, PointMAEClassifier
+from utils.errors import UserError
+from utils.random import BatchRandom
+from utils.schema import parameters
+
+# Small sizes for quick tests, where a model takes them; a model without an entry is tested with its defaults.
+TINY = {"embed_dim": 24, "depth": 2, "num_heads": 2, "num_group": 8, "group_size": 4}
+SMALL: dict[str, dict] = {
+    "PointMAE": {**TINY, "decoder_depth": 1, "decoder_num_heads": 2},
+    "PointMAEClassifier": {**TINY, "head_dim": 16},
+}
+NAMES = MODELS.names()
+
+
+def build(name: str, **options) -> nn.Module:
+    extra = {"num_classes": 5} if "num_classes" in parameters(MODELS.get(name)) else {}
+    return MODELS.build({"name": name, **SMALL.get(name, {}), **extra, **options})
+
+
+def cloud(batch: int = 2, num_points: int = 64) -> Tensor:
+    return torch.randn(batch, num_points, 3)
+
+
+def loss_of(out: Tensor | dict[str, Tensor]) -> Tensor:
+    return out["loss"] if isinstance(out, dict) else out.float().square().mean()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_forward_and_backward(name: str) -> None:
+    model = build(name).train()
+    loss = loss_of(model(cloud()))
+    assert loss.ndim == 0 and loss.isfinite()
+    loss.backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_result_twice_in_eval_mode(name: str) -> None:
+    model, points = build(name).eval(), cloud()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    losses = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        losses.append(loss_of(model(points)))
+    assert torch.equal(*losses)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("batch, num_points", [(1, 64), (3, 33)])
+def test_features(name: str, batch: int, num_points: int) -> None:
+    model, points = build(name).eval(), cloud(batch, num_points)
+    tokens, vector = model.forward_features(points), model.encode(points)  # type: ignore[operator]
+    assert tokens.ndim == 3 and tokens.shape[0] == batch and tokens.shape[2] == model.num_features
+    assert vector.shape == (batch, model.num_features)
+    assert vector.isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_cloud_does_not_depend_on_its_batch(name: str) -> None:
+    model, points = build(name).eval(), cloud(3)
+    alone = torch.cat([model.encode(points[i : i + 1]) for i in range(3)])  # type: ignore[operator]
+    torch.testing.assert_close(model.encode(points), alone, rtol=1e-4, atol=1e-5)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_survive_a_round_trip(name: str) -> None:
+    first, second, points = build(name).eval(), build(name).eval(), cloud()
+    key_map = getattr(second, "key_map", str)
+    second.load_state_dict(
+        {key_map(key): value for key, value in first.state_dict().items() if key_map(key)}, strict=False
+    )
+    torch.testing.assert_close(first.encode(points), second.encode(points), rtol=0, atol=0)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16_stays_near_float32(name: str) -> None:
+    model, points = build(name).eval(), cloud()
+    exact = model.encode(points)  # type: ignore[operator]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = model.encode(points).float()  # type: ignore[operator]
+        loss = loss_of(model.train()(points))
+    assert (rough - exact).norm() < 0.05 * exact.norm()
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_too_few_points(name: str) -> None:
+    with pytest.raises(UserError, match=r"more than the 3 points"):
+        build(name)(cloud(2, 3))
+
+
+def pretrainer(**options) -> PointMAE:
+    return PointMAE(**{**SMALL["PointMAE"], **options})
+
+
+def test_outputs_of_the_pretrainer() -> None:
+    model, points = pretrainer(num_group=7, group_size=5), cloud(3, 33)
+    out = model(points)
+    hidden = int(0.6 * 7)
+    assert out["prediction"].shape == out["target"].shape == (3, hidden, 5, 3)
+    assert out["center"].shape == (3, 7, 3) and out["hidden"].shape == (3, hidden)
+    patches, center = model.group(points)
+    expected = torch.stack([patch[index] for patch, index in zip(patches, out["hidden"])])
+    assert torch.equal(out["target"], expected) and torch.equal(out["center"], center)
+
+
+def test_masks_repeat_with_their_source() -> None:
+    model, points = pretrainer(), cloud()
+    first, second, other = (model(points, rng=BatchRandom(seed))["hidden"] for seed in (1, 1, 2))
+    assert torch.equal(first, second) and not torch.equal(first, other)
+
+
+def test_hidden_patches_leave_no_trace_in_the_tokens() -> None:
+    """In eval mode the decoded tokens depend on visible patches and on centres only."""
+    model = pretrainer().eval()
+    mask = torch.tensor([[True, False] * 4])
+    neighborhood, center = model.group(cloud(1))
+    visible = mask.logical_not().nonzero()[:, 1][None]
+    changed = torch.where(mask[..., None, None], neighborhood + 1, neighborhood)
+    assert torch.equal(model.encoder(neighborhood, center, visible), model.encoder(changed, center, visible))
+
+
+def test_a_given_mask() -> None:
+    model, points = pretrainer(), cloud()
+    mask = torch.zeros(2, 8, dtype=torch.bool)
+    mask[0, [1, 2, 5]] = mask[1, [0, 3, 7]] = True
+    assert model(points, mask=mask)["hidden"].tolist() == [[1, 2, 5], [0, 3, 7]]
+    mask[0, 0] = True
+    with pytest.raises(UserError, match=r"same number of patches, found \[3, 4\]"):
+        model(points, mask=mask)
+
+
+def test_nothing_hidden_is_refused() -> None:
+    for model, mask in ((pretrainer(mask=RandomMask(0.0)), None), (pretrainer(), torch.zeros(2, 8, dtype=torch.bool))):
+        with pytest.raises(UserError, match="hides none of the 8 patches"):
+            model(cloud(), mask=mask)
+
+
+def test_losses_differ_by_their_norm() -> None:
+    first, second = pretrainer(loss="cdl1").eval(), pretrainer(loss="cdl2").eval()
+    second.load_state_dict(first.state_dict())
+    points, mask = cloud(), torch.tensor([[True, False] * 4] * 2)
+    out1, out2 = first(points, mask=mask), second(points, mask=mask)
+    assert torch.equal(out1["prediction"], out2["prediction"]) and out1["loss"] != out2["loss"]
+
+
+def test_points_may_be_double_half_or_strided() -> None:
+    model, points = pretrainer().eval(), cloud()
+    expected = model.encode(points)
+    strided = points.mT.contiguous().mT
+    assert not strided.is_contiguous()
+    torch.testing.assert_close(model.encode(strided), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model.encode(points.bfloat16()).isfinite().all()
+    double = pretrainer().double().eval()
+    assert double.encode(points.double()).dtype == torch.float64
+
+
+def test_classifier_reads_class_token_and_maximum() -> None:
+    model = PointMAEClassifier(num_classes=5, **SMALL["PointMAEClassifier"]).eval()
+    seen: list[Tensor] = []
+    model.head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    model(cloud())
+    (features,) = seen
+    assert features.shape == (2, 48)
+    with torch.no_grad():
+        model.cls_token.add_(1.0)
+    model(cloud())
+    assert not torch.equal(seen[0][:, :24], seen[1][:, :24])
+
+
+def test_wrong_width() -> None:
+    with pytest.raises(UserError, match="embed_dim 25 is not a multiple of num_heads 2"):
+        pretrainer(embed_dim=25)
