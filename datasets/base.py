@@ -79,7 +79,9 @@ class PointClouds:
         points = torch.from_numpy(np.ascontiguousarray(self.points[rows], dtype=np.float32))
         if not torch.isfinite(points).all():
             bad = rows[int((~torch.isfinite(points)).any(-1).any(-1).nonzero()[0, 0])]
-            raise UserError(f"data set '{self.name}' ({self.split}): cloud {bad} holds NaN or infinite coordinates")
+            raise UserError(
+                f"data set '{self.name}' ({self.split}): cloud {bad} holds NaN or infinite coordinates; remove it"
+            )
         batch = {"points": points, "label": torch.from_numpy(self.labels[rows]), "index": torch.from_numpy(rows)}
         if self.seg is not None:
             batch["seg"] = torch.from_numpy(np.ascontiguousarray(self.seg[rows], dtype=np.int64))

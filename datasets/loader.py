@@ -58,6 +58,8 @@ class Loader:
         """The batches of one epoch, on the device; `skip` leaves out the first ones."""
         shares = [self._share(batch) for batch in self._global_batches(epoch)[skip:]]
         batches = [share for share in shares if len(share)]
+        if not batches:  # fewer clouds than processes
+            return
         if self.resident is not None:
             for positions in batches:
                 rows = torch.from_numpy(positions).to(self.device)

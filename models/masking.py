@@ -13,14 +13,23 @@ from utils.errors import UserError
 from utils.random import BatchRandom
 
 
-class RandomMask:
-    """Hide a uniformly random subset of the patches."""
+class MaskSampler:
+    """How many patches are hidden; the subclasses say which."""
 
     def __init__(self, ratio: float = 0.6):
-        self.ratio = _checked(ratio)
+        if not 0 <= ratio < 1:
+            raise UserError(f"ratio: {ratio} is not a share of patches to hide; use a number of at least 0 and below 1")
+        self.ratio = ratio
 
     def num_masked(self, num_group: int) -> int:
         return int(self.ratio * num_group)
+
+    def __call__(self, center: Tensor, rng: BatchRandom) -> Tensor:
+        raise NotImplementedError
+
+
+class RandomMask(MaskSampler):
+    """Hide a uniformly random subset of the patches."""
 
     def __call__(self, center: Tensor, rng: BatchRandom) -> Tensor:
         batch, num_group, _ = center.shape
@@ -28,14 +37,8 @@ class RandomMask:
         return mask_from_permutation(permutation, self.num_masked(num_group))
 
 
-class BlockMask:
+class BlockMask(MaskSampler):
     """Hide one connected region: the patches nearest to a random one."""
-
-    def __init__(self, ratio: float = 0.6):
-        self.ratio = _checked(ratio)
-
-    def num_masked(self, num_group: int) -> int:
-        return int(self.ratio * num_group)
 
     def __call__(self, center: Tensor, rng: BatchRandom) -> Tensor:
         batch, num_group, _ = center.shape
@@ -69,11 +72,3 @@ def count_masked(mask: Tensor) -> int:
     if (counts != counts[0]).any():
         raise UserError(f"mask: every cloud must hide the same number of patches, found {sorted(set(counts.tolist()))}")
     return int(counts[0])
-
-
-def _checked(ratio: float) -> float:
-    if not 0 <= ratio < 1:
-        raise UserError(
-            f"ratio: {ratio} is not a share of patches to hide; use a number from 0 up to, not including, 1"
-        )
-    return ratio

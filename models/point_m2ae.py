@@ -31,10 +31,11 @@ from models.layers.hierarchy import (
 )
 from models.layers.patch_embed import PatchEmbed
 from models.layers.propagation import TokenPropagation
-from models.layers.transformer import Blocks, init_trunc_normal, init_xavier, position_embedding, rising_rates
-from models.masking import RandomMask, count_masked
+from models.layers.transformer import Blocks, Init, init_trunc_normal, init_xavier, position_embedding, rising_rates
+from models.masking import MaskSampler, RandomMask, count_masked
 from utils.errors import UserError
 from utils.random import BatchRandom
+
 
 class HierarchicalEncoder(nn.Module):
     """Scale by scale: merge the members of every group to a token, then let the tokens of the scale see each other.
@@ -50,7 +51,8 @@ class HierarchicalEncoder(nn.Module):
         depths: Sequence[int],
         num_heads: int,
         drop_path_rate: float,
-        patch_width: int = 256,
+        patch_width: int,
+        init: Init,
         local_radius: Sequence[float] = (),
         padding_radius: Sequence[float] = (),
         norms: bool = True,
@@ -67,7 +69,8 @@ class HierarchicalEncoder(nn.Module):
             Blocks(dim, num_heads, [next(rates) for _ in range(depth)]) for dim, depth in zip(embed_dims, depths)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(dim) if norms else nn.Identity() for dim in embed_dims)
-        self.apply(init_trunc_normal)
+        if init == "trunc_normal":
+            self.apply(init_trunc_normal)
 
     def forward(self, scales: Sequence[Scale], packed: Sequence[Packed] | None = None) -> list[Tensor]:
         """Tokens of every scale: all (B, G, C), or the packed visible ones (B, L, C)."""
@@ -184,13 +187,14 @@ class PointM2AE(HierarchicalModel):
         decoder_depths: Sequence[int] = (1, 1),
         decoder_up_blocks: Sequence[int] = (1,),
         points_per_patch: int | None = None,  # rebuilt points; upstream: the group size of the finest scale
-        mask=None,  # a mask sampler of models.masking; default RandomMask(0.8)
+        mask: MaskSampler | None = None,  # default RandomMask(0.8)
         skip_near_origin: bool = True,  # the rule of the FPS that the published weights were trained with
         padding_radius: Sequence[float] = (),
         first_token_leak: bool = False,
+        init: Init = "trunc_normal",
     ):
         encoder = HierarchicalEncoder(
-            embed_dims, depths, num_heads, drop_path_rate, patch_width, padding_radius=padding_radius
+            embed_dims, depths, num_heads, drop_path_rate, patch_width, init, padding_radius=padding_radius
         )
         super().__init__(encoder, num_groups, group_sizes, skip_near_origin)
         check_decoder(embed_dims, decoder_dims, decoder_depths, decoder_up_blocks)

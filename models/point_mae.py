@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from extensions import ops
 from models.layers.patch_embed import PatchEmbed
-from models.layers.transformer import Transformer, init_trunc_normal, init_xavier, mlp_head, position_embedding
-from models.masking import RandomMask, count_masked, split_by_mask
+from models.layers.transformer import Init, Transformer, init_trunc_normal, init_xavier, mlp_head, position_embedding
+from models.masking import MaskSampler, RandomMask, count_masked, split_by_mask
 from utils.errors import UserError
 from utils.random import BatchRandom
 
@@ -21,12 +21,13 @@ from utils.random import BatchRandom
 class PointEncoder(nn.Module):
     """Patches -> tokens -> transformer. What pre-training, probes and classifiers share."""
 
-    def __init__(self, embed_dim: int, depth: int, num_heads: int, drop_path_rate: float, patch_width: int):
+    def __init__(self, embed_dim: int, depth: int, num_heads: int, drop_path_rate: float, patch_width: int, init: str):
         super().__init__()
         self.embed = PatchEmbed(embed_dim, patch_width)
         self.pos_embed = position_embedding(embed_dim)
         self.transformer = Transformer(embed_dim, depth, num_heads, drop_path_rate=drop_path_rate)
-        self.apply(init_trunc_normal)
+        if init == "trunc_normal":
+            self.apply(init_trunc_normal)
 
     def forward(self, neighborhood: Tensor, center: Tensor, visible: Tensor | None = None) -> Tensor:
         """(B, G, K, 3), (B, G, 3) -> (B, G, C), or only the tokens at the indices `visible` (B, V)."""
@@ -75,11 +76,12 @@ class PointMAE(PatchModel):
         num_group: int = 64,
         group_size: int = 32,
         patch_width: int = 256,
-        mask=None,  # a mask sampler of models.masking; default RandomMask(0.6)
+        mask: MaskSampler | None = None,  # default RandomMask(0.6)
         loss: Literal["cdl1", "cdl2"] = "cdl2",
         skip_near_origin: bool = True,  # the rule of the FPS that the published weights were trained with
+        init: Init = "trunc_normal",
     ):
-        encoder = PointEncoder(embed_dim, depth, num_heads, drop_path_rate, patch_width)
+        encoder = PointEncoder(embed_dim, depth, num_heads, drop_path_rate, patch_width, init)
         super().__init__(encoder, num_group, group_size, skip_near_origin)
         self.num_features = embed_dim
         self.mask = RandomMask() if mask is None else mask
@@ -150,8 +152,9 @@ class PointMAEClassifier(PatchModel):
         head_dim: int = 256,
         head_dropout: float = 0.5,
         skip_near_origin: bool = True,
+        init: Init = "trunc_normal",
     ):
-        encoder = PointEncoder(embed_dim, depth, num_heads, drop_path_rate, patch_width)
+        encoder = PointEncoder(embed_dim, depth, num_heads, drop_path_rate, patch_width, init)
         super().__init__(encoder, num_group, group_size, skip_near_origin)
         self.num_features = embed_dim
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))

@@ -87,7 +87,9 @@ def build_model(config: Mapping[str, Any], data: DataSplits) -> nn.Module:
     cfg = config["model"]
     extra = {"num_classes": data.num_classes} if _takes_classes(cfg) and "num_classes" not in cfg else {}
     if cfg.get("num_classes", data.num_classes) < data.num_classes:
-        raise UserError(f"model.num_classes: {cfg['num_classes']}, but the data have {data.num_classes} classes")
+        raise UserError(
+            f"model.num_classes: {cfg['num_classes']}, but the data have {data.num_classes} classes; leave it out"
+        )
     return MODELS.build(cfg, "model", **extra)
 
 

@@ -37,7 +37,10 @@ def read_results(folder: Path) -> dict:
     path = folder / "results.json"
     if not path.is_file():
         raise UserError(f"{path}: not there; is this the folder of a finished run?")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); run it again") from error
 
 
 def read_metrics(folder: Path) -> list[dict]:

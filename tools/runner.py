@@ -98,9 +98,11 @@ class Runner:
         self.total_epochs = self.epochs + int(point_mae_schedule)
         self.steps = len(data.train) // self.accumulate
         if self.steps == 0:
-            raise UserError(f"runner.accumulate: {self.accumulate} batches a step, but an epoch has {len(data.train)}")
+            raise UserError(
+                f"runner.accumulate: {self.accumulate} batches a step, but an epoch has {len(data.train)}; use fewer"
+            )
         if self.select == "test" and data.test is None:
-            raise UserError("runner.select: 'test', but there is no data.test")
+            raise UserError("runner.select: 'test', but there is no data.test; name one or select by 'val'")
         self.epoch, self.step = 0, 0
         self.best: dict[str, Any] | None = None  # value, metric, epoch
         self.means, self.skipped, self.nonfinite_in_a_row = Mean(), 0, 0

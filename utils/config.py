@@ -78,7 +78,8 @@ def to_plain(value: Any) -> Any:
 def _load_file(path: Path, origins: Origins, prefix: str, opened: tuple[Path, ...]) -> dict[str, Any]:
     if not path.is_file():
         near = hint(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
-        raise UserError(f"{path}: no such configuration file.{near}")
+        named = f" (`_base_` of {_short(opened[-1])})" if opened else ""
+        raise UserError(f"{path}{named}: no such configuration file.{near}")
     path = path.resolve()
     if path in opened:
         raise UserError(f"{path}: `_base_` goes in a circle")

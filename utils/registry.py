@@ -70,7 +70,7 @@ class Registry:
 
 def _split(cfg: Any, where: str) -> tuple[str, dict[str, Any]]:
     if not isinstance(cfg, Mapping):
-        raise UserError(f"{where}: expected a mapping with a 'name', found {type(cfg).__name__} {cfg!r}")
+        raise UserError(f"{where}: expected a mapping with a 'name', found {'null' if cfg is None else repr(cfg)}")
     args = dict(cfg)
     name = args.pop("name", None)
     if name is None:

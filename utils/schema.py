@@ -12,12 +12,15 @@ from typing import Any
 
 from utils.errors import UserError
 
+_NOTHING = object()  # matches only annotations that YAML cannot express
+
 
 def hint(word: str, known: Iterable[str]) -> str:
     """' Did you mean ...?' for the nearest match, else the list of what is known."""
     names = sorted(known)
     lower = {name.lower(): name for name in names}
-    close = difflib.get_close_matches(str(word).lower(), list(lower), n=1, cutoff=0.6)
+    close = [name for name in lower if len(word) > 2 and name.startswith(str(word).lower())]
+    close = close or difflib.get_close_matches(str(word).lower(), list(lower), n=1, cutoff=0.6)
     if close:
         return f" Did you mean '{lower[close[0]]}'?"
     return f" Known: {', '.join(names)}." if names else ""
@@ -50,8 +53,8 @@ def check_required(target: Callable, given: Iterable[str], where: str, what: str
 def check_type(value: Any, expected: Any, where: str) -> None:
     """Check plain YAML values against an annotation; annotations that YAML cannot express are left alone."""
     if not _matches(value, expected):
-        kind = type(value).__name__
-        raise UserError(f"{where}: expected {_describe(expected)}, found {kind} {value!r}")
+        found = "null" if value is None else repr(value)
+        raise UserError(f"{where}: expected {_describe(expected)}, found {found}")
 
 
 def join(where: str, key: str) -> str:
@@ -71,7 +74,9 @@ def _matches(value: Any, expected: Any) -> bool:
     if expected is None or expected is type(None):
         return value is None
     if origin in (typing.Union, types.UnionType):
-        return any(_matches(value, option) for option in args)
+        plain = _plain(args)
+        left_alone = len(plain) < len(args) and plain in ([], [type(None)])
+        return left_alone or any(_matches(value, option) for option in plain)
     if origin is typing.Literal:
         return value in args
     if origin in (list, tuple, collections.abc.Sequence):
@@ -87,16 +92,21 @@ def _matches(value: Any, expected: Any) -> bool:
     return True
 
 
+def _plain(options: Iterable[Any]) -> list:
+    """The options that YAML can express: a rate may be a `float | Tensor`, but YAML has no tensors."""
+    return [option for option in options if not _matches(_NOTHING, option)]
+
+
 def _describe(expected: Any) -> str:
     origin, args = typing.get_origin(expected), typing.get_args(expected)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(option) for option in args)
+        return " or ".join(_describe(option) for option in _plain(args))
     if origin is typing.Literal:
         return "one of " + ", ".join(repr(option) for option in args)
     if expected is type(None):
         return "null"
     if origin in (list, tuple, collections.abc.Sequence):
-        return f"a list of {_describe(args[0])}" if args else "a list"
+        return f"a list of {_describe(args[0]).partition(' ')[2]}s" if args else "a list"
     if origin in (dict, collections.abc.Mapping):
         return "a mapping"
     words = {float: "a number", int: "an integer", bool: "true or false", str: "a text"}

@@ -1,11 +1,12 @@
-"""Carrying features from few points to many: interpolation between the three nearest, and layers on top of it.
+"""Carrying features from few points to many, as PointNet++ does on the way back up.
 
-B clouds, N points, M points that carry features, C channels.
+B clouds, N points, G centres, C channels of the features, D of what the points have themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -14,42 +15,32 @@ from torch import Tensor, nn
 from extensions import ops
 
 
-def interpolate(points: Tensor, known: Tensor, features: Tensor) -> Tensor:
-    """Features (B, M, C) at `known` (B, M, 3) -> at `points` (B, N, 3), weighted by the inverse squared distance."""
-    distances, indices = ops.three_nn(points, known)
-    weights = ops.three_nn_weights(distances, "inverse_squared")
-    return ops.three_interpolate(features, indices, weights)
-
-
-class PointMlp(nn.Sequential):
-    """Linear, BatchNorm, ReLU for every width, on (..., C)."""
-
-    def __init__(self, in_channels: int, widths: Sequence[int]):
-        layers: list[nn.Module] = []
-        for width in widths:
-            layers += [nn.Linear(in_channels, width), nn.BatchNorm1d(width), nn.ReLU()]
-            in_channels = width
-        super().__init__(*layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
-
-
 class FeaturePropagation(nn.Module):
-    """Interpolated features joined to what the points have themselves, then an MLP."""
+    """Interpolate between the three nearest centres (inverse squared distances), join the points' own channels, MLP."""
 
-    def __init__(self, in_channels: int, widths: Sequence[int]):
+    def __init__(self, channels: int, widths: Sequence[int], own_channels: int = 0):
         super().__init__()
-        self.mlp = PointMlp(in_channels, widths)
+        sizes = (own_channels + channels, *widths)
+        layers = [(nn.Linear(i, o), nn.BatchNorm1d(o), nn.ReLU()) for i, o in pairwise(sizes)]
+        self.mlp = nn.Sequential(*(module for layer in layers for module in layer))
+        self.own_channels = own_channels
 
-    def forward(self, points: Tensor, known: Tensor, own: Tensor | None, features: Tensor) -> Tensor:
-        """points (B, N, 3), known (B, M, 3), own (B, N, D) or none, features (B, M, C) -> (B, N, widths[-1])."""
-        carried = interpolate(points, known, features)
-        return self.mlp(carried if own is None else torch.cat([own.to(carried.dtype), carried], dim=-1))
+    def forward(self, points: Tensor, centers: Tensor, features: Tensor, own: Tensor | None = None) -> Tensor:
+        """(B, N, 3), (B, G, 3), (B, G, C) and own (B, N, D) -> (B, N, widths[-1])."""
+        distances, indices = ops.three_nn(points, centers)
+        weights = ops.three_nn_weights(distances, "inverse_squared")
+        first = self.mlp[0]
+        assert isinstance(first, nn.Linear)
+        of_own, of_features = first.weight.split([self.own_channels, features.shape[-1]], dim=1)
+        # interpolation and a linear layer commute: apply the layer to the few centres, not to the many points
+        x = ops.three_interpolate(F.linear(features, of_features, first.bias), indices, weights)
+        if own is not None:
+            x = x + F.linear(own, of_own)
+        return self.mlp[1:](x.flatten(0, 1)).unflatten(0, points.shape[:2])
 
 
 class TokenPropagation(nn.Module):
-    """Tokens of a scale from its own (skip connection) and those of the coarser one: fuse, then residual blocks."""
+    """Tokens of a scale out of its own (skip connection) and those of the coarser one: fuse, then residual blocks."""
 
     def __init__(self, skip_dim: int, coarse_dim: int, dim: int, depth: int):
         super().__init__()
@@ -57,8 +48,9 @@ class TokenPropagation(nn.Module):
         self.blocks = nn.ModuleList(ResidualMlp(dim) for _ in range(depth))
 
     def forward(self, center: Tensor, coarse_center: Tensor, skip: Tensor, coarse: Tensor) -> Tensor:
-        """Centres (B, G, 3) and (B, M, 3); tokens (B, G, skip_dim) and (B, M, coarse_dim) -> (B, G, dim)."""
-        carried = interpolate(center, coarse_center, coarse)
+        """Centres (B, N, 3) and (B, G, 3), their tokens (B, N, skip_dim) and (B, G, coarse_dim) -> (B, N, dim)."""
+        distances, indices = ops.three_nn(center, coarse_center)
+        carried = ops.three_interpolate(coarse, indices, ops.three_nn_weights(distances, "inverse_squared"))
         x = self.fuse(torch.cat([skip.to(carried.dtype), carried], dim=-1).flatten(0, 1))
         for block in self.blocks:
             x = block(x)
@@ -66,7 +58,7 @@ class TokenPropagation(nn.Module):
 
 
 class ResidualMlp(nn.Module):
-    """gelu(x + net2(net1(x))) on rows (R, C)."""
+    """gelu(x + net2(net1(x))) of rows (R, C)."""
 
     def __init__(self, dim: int):
         super().__init__()

@@ -6,12 +6,17 @@ B clouds, L tokens, C channels, H heads.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.errors import UserError
+
+# "trunc_normal" (0.02) is the published start; it makes the position embedding of 3 coordinates so small that the
+# network sees no positions for many epochs. "torch", each layer's own default, suits short training.
+Init = Literal["trunc_normal", "torch"]
 
 EXPLICIT_BELOW = 2048  # on a CPU explicit softmax beats scaled_dot_product_attention up to about this many tokens
 
