@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers.hierarchy import Scale, back_project, group_scales, pack
+from models.layers.hierarchy import Packed, Scale, back_project, group_scales, key_bias, pack, radius_bias
+from models.layers.transformer import Blocks
 from models.masking import count_masked
 from models.point_m2ae import PointM2AE
+from models.point_m2ae_finetune import PointM2AEClassifier, PointM2AESegmenter
 from tests.golden.adapters.mae import load
 from tests.golden.fixtures import Fixture
+from tools.tasks.classify import Classify
+from utils.random import BatchRandom
 
 SIZES = {
     "group_sizes": "group_sizes",
@@ -143,7 +150,78 @@ def check_features(fixture: Fixture) -> None:
     fixture.check(tokens.mean(dim=1) + tokens.amax(dim=1), "out/svm_feature_alltokens")
 
 
+def m2ae_local_attention(fixture: Fixture) -> None:
+    fixture.noise = NOISE
+    config, xyz = fixture.about["config"], fixture["in/xyz"]
+    model = Blocks(config["dim"], config["num_heads"], [0.0] * config["depth"], config["mlp_ratio"])
+    load(model, fixture, str)
+    tokens, position = fixture["in/tokens"], fixture["in/pos"]
+    fixture.check(model.eval()(tokens, position), "out/tokens_unmasked")
+    for j, radius in enumerate(fixture["in/radius"].tolist()):
+        bias = radius_bias(xyz, radius)
+        fixture.check(bias[:, 0].isinf(), f"out/blocked_r{j}")
+        fixture.check(model(tokens, position, bias), f"out/tokens_r{j}")
+    valid = fixture["in/valid"]
+    everything = torch.arange(valid.shape[1]).expand_as(valid)
+    alone = model(tokens, position, key_bias(Packed(everything, valid, padded=True, total=int(valid.sum()))))
+    fixture.check(alone.masked_fill(~valid[..., None], 0), "out/tokens_keypad")
+
+
+def classifier(fixture: Fixture, num_classes: int, pooling: Literal["sum", "concat"]) -> None:
+    fixture.noise = NOISE
+    model = PointM2AEClassifier(
+        num_classes, pooling, local_radius=fixture.about["config"]["local_radius"], **options(fixture)
+    ).eval()
+    load(model, fixture, model.key_map)
+    batch = {"points": fixture["in/points"], "label": fixture["in/labels"]}
+    scales = model.group(batch["points"])
+    check_groups(fixture, scales)
+    for i, (scale, radius) in enumerate(zip(scales, model.encoder.local_radius)):
+        fixture.check(radius_bias(scale.center, radius)[:, 0].isinf(), f"out/blocked_s{i}")
+    fixture.check(model.encoder(scales)[-1], "out/tokens_last_scale_before_norm")
+    fixture.check(model.pool(model.forward_features(batch["points"])), "out/feature")
+    fixture.check(model(batch["points"]), "out/logits")
+    # upstream spreads the smoothing over the other classes, PyTorch over all of them
+    smoothing = fixture.about["config"]["smooth"] * num_classes / (num_classes - 1) if pooling == "sum" else 0.0
+    figures = Classify(label_smoothing=smoothing).losses(model, batch, BatchRandom(0))
+    fixture.noise = 0.0
+    fixture.check(figures["loss"], "out/loss")
+    fixture.check(figures["acc"], "out/acc_percent")
+    figures["loss"].backward()
+    check_gradients(fixture, model, "out/grad/")
+
+
+def m2ae_partseg(fixture: Fixture) -> None:
+    fixture.noise = NOISE
+    config, points = fixture.about["config"], fixture["in/points"]
+    model = PointM2AESegmenter(
+        config["num_parts"],
+        config["num_categories"],
+        local_radius=config["local_radius"],
+        propagation_dims=config["propagation_mlp"],
+        head_dims=config["head_widths"],
+        **options(fixture),
+    ).eval()
+    load(model, fixture, model.key_map)
+    scales = model.group(points)
+    check_groups(fixture, scales)
+    for i, (scale, tokens) in enumerate(zip(scales, model.encoder(scales))):
+        fixture.check(tokens.mT, f"out/enc_s{i}")  # upstream: channels first
+        carried = model.head.propagations[i](points, scale.center, tokens, own=points)
+        fixture.check(carried.mT, f"out/upsampled_s{i}")
+    scores = model(points, fixture["in/category"]).log_softmax(dim=-1)
+    fixture.check(scores, "out/log_probs")
+    loss = F.nll_loss(scores.flatten(0, 1), fixture["in/labels"].flatten())
+    fixture.check(loss, "out/loss")
+    loss.backward()
+    check_gradients(fixture, model, "out/grad/")
+
+
 ADAPTERS = {
     "m2ae_backprojection": m2ae_backprojection,
     "m2ae_pretrain": m2ae_pretrain,
+    "m2ae_local_attention": m2ae_local_attention,
+    "m2ae_cls_modelnet40": lambda fixture: classifier(fixture, 40, "sum"),
+    "m2ae_cls_scanobjectnn": lambda fixture: classifier(fixture, 15, "concat"),
+    "m2ae_partseg": m2ae_partseg,
 }
