@@ -127,7 +127,7 @@ class HierarchicalDecoder(nn.Module):
 
     def forward(self, tokens: Sequence[Tensor], scales: Sequence[Scale]) -> list[Tensor]:
         """Full token arrays (B, G, C) and scales, both coarsest first -> decoded tokens (B, G, C) of each stage."""
-        stages = []
+        stages: list[Tensor] = []
         for j, (x, scale) in enumerate(zip(tokens, scales)):
             if j > 0:
                 x = self.token_prop[j - 1](scale.center, scales[j - 1].center, x, stages[-1])

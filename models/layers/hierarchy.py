@@ -7,7 +7,7 @@ B clouds, N points, G groups, K members a group, L packed tokens, C channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ from extensions import ops
 from extensions.pointops.check import check_clouds
 
 
-class Scale(NamedTuple):
+@dataclass(frozen=True)
+class Scale:
     """The groups of one scale."""
 
     neighborhood: Tensor  # (B, G, K, 3) coordinates of the members, relative to the centre
@@ -24,7 +25,8 @@ class Scale(NamedTuple):
     index: Tensor  # (B, G, K) members: numbers of tokens of the next finer scale, of points at the finest
 
 
-class Packed(NamedTuple):
+@dataclass(frozen=True)
+class Packed:
     """The visible tokens of one scale, ascending, in L places; in a cloud with fewer, hidden ones fill the rest."""
 
     index: Tensor  # (B, L) token numbers, all different

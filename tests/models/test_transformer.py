@@ -16,7 +16,7 @@ def attention_and_gradients(length: int) -> list[Tensor]:
     leaves = [tensor.requires_grad_() for tensor in (query.clone(), key.clone(), value.clone())]
     hidden = torch.rand(2, 1, 1, length, generator=generator) > 0.5  # some keys, never the first
     bias = torch.zeros(2, 1, 1, length).masked_fill(hidden, -torch.inf).index_fill(3, torch.tensor([0]), 0)
-    out = dense_attention(*leaves, bias)
+    out = dense_attention(leaves[0], leaves[1], leaves[2], bias)
     return [out.detach(), *torch.autograd.grad((out * weight).sum(), leaves)]
 
 
