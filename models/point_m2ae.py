@@ -216,6 +216,8 @@ class PointM2AE(HierarchicalModel):
         packed = pack(masks)
         decoded = self.decode(self.encoder(scales, packed), scales, masks, packed)[-1]  # (B, G, C)
         rebuilt = hidden_rows(masks[1], packed[1])
+        if not len(rebuilt):
+            raise UserError("mask: hides no patch of the second finest scale, nothing to rebuild; use a larger ratio")
         tokens = self.decoder.norm(decoded.flatten(0, 1)[rebuilt])
         prediction = self.head(tokens).unflatten(-1, (-1, 3))  # (M, points_per_patch, 3)
         target = scales[1].neighborhood.flatten(0, 1)[rebuilt]  # (M, K, 3)

@@ -27,10 +27,10 @@ class PatchEmbed(nn.Module):
         super().__init__()
         inner, outer = hidden or (width // 2, width * 2)
         self.first = nn.Sequential(
-            nn.Linear(in_channels, inner), nn.BatchNorm1d(inner), nn.ReLU(), nn.Linear(inner, width)
+            nn.Linear(in_channels, inner), nn.BatchNorm1d(inner), nn.ReLU(inplace=True), nn.Linear(inner, width)
         )
         self.second = nn.Sequential(
-            nn.Linear(2 * width, outer), nn.BatchNorm1d(outer), nn.ReLU(), nn.Linear(outer, embed_dim)
+            nn.Linear(2 * width, outer), nn.BatchNorm1d(outer), nn.ReLU(inplace=True), nn.Linear(outer, embed_dim)
         )
 
     def forward(self, neighborhood: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class PatchEmbed(nn.Module):
         x = self.first[:3](neighborhood.reshape(-1, channels))  # (B*G*K, inner)
         x = self._join_maximum(x, size)  # (B*G*K, outer)
         x = self.second[1:](x)  # (B*G*K, C)
-        return x.reshape(batch, num_group, size, -1).amax(dim=2)
+        return _maximum(x.unflatten(0, (-1, size))).unflatten(0, (batch, num_group))
 
     def _join_maximum(self, x: Tensor, size: int) -> Tensor:
         """second[0](concat(max over patch of first[3](x), first[3](x))) with the weight split: nothing is repeated or
@@ -47,7 +47,12 @@ class PatchEmbed(nn.Module):
         local, joint = self.first[3], self.second[0]
         assert isinstance(local, nn.Linear) and isinstance(joint, nn.Linear)
         of_maximum, of_point = joint.weight.split(local.out_features, dim=1)
-        maximum = local(x).unflatten(0, (-1, size)).amax(dim=1)  # (B*G, width)
+        maximum = _maximum(local(x).unflatten(0, (-1, size)))  # (B*G, width)
         patch = F.linear(maximum, of_maximum, joint.bias + of_point @ local.bias)  # (B*G, outer)
-        points = F.linear(x, of_point @ local.weight).unflatten(0, (-1, size))  # (B*G, K, outer)
-        return (points + patch[:, None]).flatten(0, 1)
+        points = F.linear(x.unflatten(0, (-1, size)), of_point @ local.weight)  # (B*G, K, outer)
+        return points.add_(patch[:, None]).flatten(0, 1)
+
+
+def _maximum(x: Tensor) -> Tensor:
+    """(R, K, C) -> (R, C). Where a gradient is wanted, the index of the maximum is kept for it instead of all of x."""
+    return x.max(dim=1).values if x.requires_grad else x.amax(dim=1)
