@@ -43,13 +43,23 @@ def gather(points: Tensor, indices: Tensor) -> Tensor:
     return points[batch.view(-1, *[1] * (indices.ndim - 1)), indices]
 
 
+def without_broken(points: Tensor) -> tuple[Tensor, Tensor]:
+    """Clouds whose broken points lie so far away that they move no minimum, and the mask (B, N) of the sound ones."""
+    finite = points.square().sum(2).isfinite()
+    return points.masked_fill(~finite[..., None], 1e18), finite
+
+
+def finite_mean(points: Tensor) -> Tensor:
+    """Mean (B, 3) of a cloud, with broken points far away."""
+    return without_broken(points)[0].permute(2, 0, 1).contiguous().mean(2).T.contiguous()
+
+
 @torch.no_grad()
 def farthest_point_sample(points: Tensor, num_samples: int, start: int, skip_near_origin: bool) -> Tensor:
     """Indices (B, num_samples); with `start` -1 the mean of the cloud acts as a choice before the first."""
     batch, num_points, _ = points.shape
-    finite = points.square().sum(2).isfinite()
-    # a broken point goes so far away that it moves no minimum, as a NaN would not in a chain of "less than"
-    planes = points.masked_fill(~finite[..., None], 1e18).permute(2, 0, 1).contiguous()  # (3, B, N)
+    points, finite = without_broken(points)
+    planes = points.permute(2, 0, 1).contiguous()  # (3, B, N)
     delta = torch.empty_like(planes)
     distance = points.new_empty(batch, num_points)
 
@@ -65,7 +75,7 @@ def farthest_point_sample(points: Tensor, num_samples: int, start: int, skip_nea
     indices = chosen.repeat(1, num_samples)
 
     if start < 0:
-        torch.minimum(closest, measure(planes.mean(2, keepdim=True)), out=closest)
+        torch.minimum(closest, measure(finite_mean(points).T[..., None]), out=closest)
         torch.max(closest, 1, keepdim=True, out=(largest, chosen))
         indices[:, :1] = chosen
     for step in range(1, num_samples):
