@@ -53,7 +53,8 @@ struct Planes {
       : n(n), padded(round_up(n, block)), memory(3 * padded), x(memory), y(x + padded), z(y + padded) {}
 
   void fill(const float* cloud) {
-    for (int64_t i = 0; i < n; i++) x[i] = cloud[3 * i], y[i] = cloud[3 * i + 1], z[i] = cloud[3 * i + 2];
+    float *__restrict px = x, *__restrict py = y, *__restrict pz = z;
+    for (int64_t i = 0; i < n; i++) px[i] = cloud[3 * i], py[i] = cloud[3 * i + 1], pz[i] = cloud[3 * i + 2];
     for (int64_t i = n; i < padded; i++) x[i] = y[i] = z[i] = NONE;
   }
 };

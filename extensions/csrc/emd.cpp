@@ -124,6 +124,7 @@ class ApproxMatch {
 // epsilon more; the previous owner is turned out and bids next. Real is double where epsilon is too fine for float.
 template <class Real>
 class Auction {
+  static constexpr double FIRST = 0.02, NEXT = 0.2;  // epsilons: of the largest cost, of the one before
   typedef Real Values __attribute__((vector_size(4 * LANES)));
   using Index = decltype(Values{} < Values{});
   static constexpr int WIDTH = 4 * LANES / sizeof(Real);
@@ -137,7 +138,7 @@ class Auction {
       x_[j] = j < n_ ? y[3 * j] : 0, y_[j] = j < n_ ? y[3 * j + 1] : 0, z_[j] = j < n_ ? y[3 * j + 2] : 0;
       price_[j] = j < n_ ? 0 : std::numeric_limits<Real>::infinity();
     }
-    for (Real step = largest / 5; step > eps; step /= 5) assign(x, squared, step, partner);
+    for (Real step = largest * Real(FIRST); step > eps; step *= Real(NEXT)) assign(x, squared, step, partner);
     assign(x, squared, eps, partner);
   }
 
@@ -167,10 +168,9 @@ class Auction {
       Values value = dx * dx + dy * dy + dz * dz;
       if (!SQUARED) value = square_root(value);
       value += get(price_ + j);
-      const Values loser = value < best ? best : value;
-      second = loser < second ? loser : second;
+      second = smaller(larger(value, best), second);
       choice = value < best ? index : choice;
-      best = value < best ? value : best;
+      best = smaller(value, best);
     }
     int lane = 0;
     for (int i = 1; i < WIDTH; i++)
@@ -227,7 +227,7 @@ extern "C" int64_t pointsmith_approx_match_cost(const float* x, const float* y, 
 // x, y (B, n, 3) -> the partner in y of every point of x (B, n); returns 1 if coordinates are not finite or too large.
 extern "C" int64_t pointsmith_auction(const float* x, const float* y, int64_t batch, int64_t n, int64_t squared,
                                       double eps, int64_t* partner, int64_t threads) {
-  constexpr double FINEST = 1e-9, COARSE = 1e-4;  // of the largest cost: where double, where float is fine enough
+  constexpr double FINEST = 1e-9, COARSE = 1e-5;  // of the largest cost: where double, where float is fine enough
   if (!all_within(x, batch * n * 3, 1e18f) || !all_within(y, batch * n * 3, 1e18f)) return 1;
   parallel(batch, threads, [&](int64_t begin, int64_t end) {
     Auction<float> quick(n);

@@ -39,20 +39,21 @@ void prepare(const float* cloud, Planes& p, bool skip_near_origin, float* closes
   }
 }
 
-int32_t step(const Planes& p, float* closest, const Point& center) {
+int32_t step(const Planes& p, float* closest, const Point center) {
+  const float *x = p.x, *y = p.y, *z = p.z;
+  const int64_t padded = p.padded;
   Farthest even, odd;  // two chains of dependent instructions run side by side
   Int index = iota();
-  for (int64_t i = 0; i < p.padded; i += 2 * LANES) {
-    const Float d = smaller(squared_distance(p.x + i, p.y + i, p.z + i, center), load(closest + i));
+  for (int64_t i = 0, j = LANES; i < padded; i += 2 * LANES, j += 2 * LANES) {
+    const Float d = smaller(squared_distance(x + i, y + i, z + i, center), load(closest + i));
+    const Float e = smaller(squared_distance(x + j, y + j, z + j, center), load(closest + j));
     store(closest + i, d);
-    Farthest::take(even, d, index);
-    const int64_t j = i + LANES;
-    const Float e = smaller(squared_distance(p.x + j, p.y + j, p.z + j, center), load(closest + j));
     store(closest + j, e);
-    Farthest::take(odd, e, index + LANES);
+    Farthest::take(even, d, index);
+    Farthest::take(odd, e, index);
     index += 2 * LANES;
   }
-  Farthest::take_any(even, odd.value, odd.index);
+  Farthest::take_any(even, odd.value, odd.index + LANES);
   return Farthest::winner(even);
 }
 

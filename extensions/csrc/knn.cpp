@@ -9,6 +9,8 @@
 namespace {
 
 constexpr int GROUPS = 8;
+constexpr int64_t SLACK = 8;  // survivors beyond k that are not worth another step
+constexpr float FIRST_REACH = 0.3f;
 constexpr int64_t RANK_LIMIT = 512;  // above, counting ranks is slower than a sort
 constexpr int64_t BUCKETS_FROM_POINTS = 2048, BUCKETS_FROM_QUERIES = 128;
 
@@ -44,6 +46,33 @@ INLINE int64_t keep(Float distance, Int index, Float limit, Neighbours::Scratch&
   compact(s.found + count, distance, which);
   compact(s.index + count, index, which);
   return count + __builtin_popcount(which);
+}
+
+// Drop survivors that cannot be among the k nearest, by a few steps of regula falsi on the number within a limit; returns
+// the new limit. At least k survive.
+float tighten(Neighbours::Scratch& s, int64_t& count, int64_t k, float limit) {
+  store(s.found + count, all(NONE));
+  if (limit == INF) {
+    Float most{};
+    for (int64_t i = 0; i < count; i += LANES) most = larger(load(s.found + i), most);
+    limit = largest_lane(most);
+  }
+  float low = 0;
+  int64_t outside = 0, inside = count;
+  for (int step = 0; step < 6 && inside > k + SLACK; step++) {
+    const float middle = low + (limit - low) * (float(k + SLACK / 2 - outside) / float(inside - outside));
+    int64_t within = 0;
+    for (int64_t i = 0; i < count; i += LANES) within += __builtin_popcount(not_above(load(s.found + i), all(middle)));
+    if (within >= k)
+      limit = middle, inside = within;
+    else
+      low = middle, outside = within;
+  }
+  int64_t kept = 0;
+  for (int64_t i = 0; i < count; i += LANES)
+    kept = keep(load(s.found + i), load(s.index + i), all(limit), s, kept);
+  count = kept;
+  return limit;
 }
 
 // The bits of a non-negative float sort like the float itself; the mask drops the sign a NaN may carry.
@@ -94,7 +123,8 @@ Neighbours::Scratch::Scratch(const Neighbours& of)
     : distance(of.planes_.padded), found(of.planes_.padded + Buckets::LEAF), index(of.planes_.padded + Buckets::LEAF) {}
 
 void Neighbours::search(const float* query, Scratch& s, float* distances, int64_t* indices) const {
-  const int64_t count = buckets_ ? scan_buckets(Point(query), s) : scan(Point(query), s);
+  int64_t count = buckets_ ? scan_buckets(Point(query), s) : scan(Point(query), s);
+  if (count > k_ + SLACK) tighten(s, count, k_, INF);
   if (count < k_) return sort_all(query, distances, indices);  // some distances are not numbers
   if (count <= RANK_LIMIT && write_ranked(s, count, k_, distances, indices)) return;
   Array<uint64_t> keys(count);
@@ -122,7 +152,6 @@ int64_t Neighbours::scan(const Point& query, Scratch& s) const {
 }
 
 int64_t Neighbours::scan_buckets(const Point& query, Scratch& s) const {
-  constexpr int PER_LEAF = Buckets::LEAF / LANES;
   const Buckets& b = *buckets_;
   const Planes& p = b.points;
   Float closest = all(INF);
@@ -131,38 +160,29 @@ int64_t Neighbours::scan_buckets(const Point& query, Scratch& s) const {
     store(s.distance + i, d);
     closest = smaller(d, closest);
   }
+  std::fill(s.distance + b.leaves, s.distance + b.padded, NONE);  // nothing is in those
 
-  // a bound from the points of the nearest boxes, of which enough are taken for the minima of LANES groups and more
-  Float group[GROUPS];
-  for (Float& g : group) g = all(INF);
-  const int64_t enough = std::min(b.leaves, (4 * k_ + Buckets::LEAF - 1) / Buckets::LEAF);
-  float level = smallest_lane(closest);
-  for (int64_t taken = 0; taken < enough && level < INF;) {
-    Float next = all(INF);
+  // the nearest boxes first, until there are k points to give a limit; then those within part of it; then the rest
+  int64_t count = 0;
+  float limit = INF, reach = smallest_lane(closest);
+  for (bool last = false; !last;) {
+    float next = INF;
     for (int64_t i = 0; i < b.padded; i += LANES) {
       const Float d = load(s.distance + i);
-      for (uint32_t at = bits(d == all(level)); at && taken < enough; at &= at - 1, taken++) {
-        const int64_t first = (i + __builtin_ctz(at)) * Buckets::LEAF;
-        for (int t = 0; t < PER_LEAF; t++) {
-          const int64_t j = first + t * LANES;
-          Float& g = group[(taken * PER_LEAF + t) % GROUPS];
-          g = smaller(squared_distance(p.x + j, p.y + j, p.z + j, query), g);
-        }
+      const uint32_t near = not_above(d, all(reach));
+      for (uint32_t rest = near; rest; rest &= rest - 1) {
+        const int64_t first = (i + __builtin_ctz(rest)) * Buckets::LEAF;
+        s.distance[i + __builtin_ctz(rest)] = NONE;
+        for (int64_t j = first; j < first + Buckets::LEAF; j += LANES)
+          count = keep(squared_distance(p.x + j, p.y + j, p.z + j, query), load(b.original + j), all(limit), s, count);
       }
-      next = smaller(d > all(level) ? d : all(INF), next);
+      if (limit == INF) next = std::min(next, smallest_lane(d > all(reach) ? d : all(INF)));
     }
-    level = smallest_lane(next);
+    const bool first_limit = limit == INF && count >= k_;
+    last = reach >= limit || (limit == INF && !first_limit && next == INF);
+    if (first_limit || count > k_ + SLACK) limit = tighten(s, count, k_, limit);
+    reach = limit == INF ? next : first_limit ? limit * FIRST_REACH : limit;
   }
-
-  const Float limit = all(bound(group, k_));
-  int64_t count = 0;
-  for (int64_t i = 0; i < b.padded; i += LANES)
-    for (uint32_t near = not_above(load(s.distance + i), limit); near; near &= near - 1) {
-      const int64_t first = (i + __builtin_ctz(near)) * Buckets::LEAF;
-      if (first >= p.padded) break;
-      for (int64_t j = first; j < first + Buckets::LEAF; j += LANES)
-        count = keep(squared_distance(p.x + j, p.y + j, p.z + j, query), load(b.original + j), limit, s, count);
-    }
   return count;
 }
 

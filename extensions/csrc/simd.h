@@ -31,16 +31,24 @@ INLINE Int load(const int32_t* p) {
 }
 INLINE void store(float* p, Float v) { std::memcpy(p, &v, sizeof v); }
 INLINE void store(int32_t* p, Int v) { std::memcpy(p, &v, sizeof v); }
-INLINE Float all(float v) { return Float{} + v; }  // -0 becomes 0, which no caller minds
-INLINE Int all(int32_t v) { return Int{} + v; }
+INLINE Float all(float v) { return v - Float{}; }
+INLINE Int all(int32_t v) { return v - Int{}; }
 INLINE Int iota() {
   Int v;
   for (int i = 0; i < LANES; i++) v[i] = i;
   return v;
 }
 
+// where a is NaN the result is b
+template <class Vector>
+INLINE Vector smaller(Vector a, Vector b) {
+  return a < b ? a : b;
+}
+template <class Vector>
+INLINE Vector larger(Vector a, Vector b) {
+  return a > b ? a : b;
+}
 #if defined(__AVX512F__)
-// smaller(a, b) is a < b ? a : b: where a is NaN the result is b; larger likewise
 INLINE Float smaller(Float a, Float b) { return (Float)_mm512_min_ps((__m512)a, (__m512)b); }
 INLINE Float larger(Float a, Float b) { return (Float)_mm512_max_ps((__m512)a, (__m512)b); }
 INLINE float smallest_lane(Float a) { return _mm512_reduce_min_ps((__m512)a); }
@@ -57,8 +65,6 @@ INLINE void compact(int32_t* out, Int v, uint32_t which) {
   _mm512_storeu_si512(out, _mm512_maskz_compress_epi32((__mmask16)which, (__m512i)v));
 }
 #else
-INLINE Float smaller(Float a, Float b) { return a < b ? a : b; }
-INLINE Float larger(Float a, Float b) { return a > b ? a : b; }
 INLINE float smallest_lane(Float a) {
   float best = a[0];
   for (int i = 1; i < LANES; i++) best = a[i] < best ? a[i] : best;
