@@ -7,8 +7,8 @@
 
 #include "common.h"
 
+template <int LEAF>  // a multiple of LANES
 struct Buckets {
-  static constexpr int LEAF = 32;
   Planes points;            // in curve order
   Array<int32_t> original;  // index of each in the cloud; NO_INDEX for padding
   int64_t leaves, padded;   // boxes are filled up to whole vectors, with boxes at infinity
@@ -44,15 +44,15 @@ struct Buckets {
       }
   }
 
-  // Squared distances from a point to LANES boxes.
-  INLINE Float gap(Float low, Float high, Float at) { return larger(low - at, larger(at - high, Float{})); }
-  inline __attribute__((always_inline)) Float box_distance(int64_t b, const Point& from) const {
+  // Squared distances from the box between two points to LANES boxes; from a point, if both are the same.
+  inline __attribute__((always_inline)) Float box_distance(int64_t b, const Point& low, const Point& high) const {
     const float* p = boxes + b;
-    const Float dx = gap(load(p), load(p + 3 * padded), from.x);
-    const Float dy = gap(load(p + padded), load(p + 4 * padded), from.y);
-    const Float dz = gap(load(p + 2 * padded), load(p + 5 * padded), from.z);
+    const Float dx = gap(load(p) - high.x, low.x - load(p + 3 * padded));
+    const Float dy = gap(load(p + padded) - high.y, low.y - load(p + 4 * padded));
+    const Float dz = gap(load(p + 2 * padded) - high.z, low.z - load(p + 5 * padded));
     return dx * dx + dy * dy + dz * dz;
   }
+  INLINE Float gap(Float above, Float below) { return larger(above, larger(below, Float{})); }
 
  private:
   static uint32_t spread(uint32_t v) {  // the ten low bits, two zeros between each

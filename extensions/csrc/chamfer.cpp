@@ -1,7 +1,11 @@
-// Chamfer distances both ways without the matrix of distances, and their gradient.
-#include "common.h"
+// Chamfer distances both ways without the matrix of distances, and their gradient. Large clouds go into buckets: a leaf
+// of queries looks only into the leaves of the other cloud that are nearer than what it has found.
+#include "buckets.h"
 
 namespace {
+
+constexpr int64_t BUCKETS_FROM_POINTS = 1024;
+constexpr int LEAF = 16;  // small: two leaves are compared point by point
 
 // For WIDTH vectors of queries from position i: the nearest of m points, one point after the other.
 template <int WIDTH>
@@ -41,12 +45,109 @@ void nearest_broken(const Planes& q, const Planes& p, float* distances, int64_t*
   }
 }
 
-void nearest(const Planes& q, const Planes& p, bool finite, float* distances, int64_t* indices) {
-  if (!finite) return nearest_broken(q, p, distances, indices);
+// The same for two clouds in buckets.
+class LeafSearch {
+ public:
+  LeafSearch(const Buckets<LEAF>& queries, const Buckets<LEAF>& points) : q_(queries), p_(points), gap_(points.padded) {}
+
+  void run(float* distances, int64_t* indices) {
+    for (int64_t leaf = 0; leaf < q_.leaves; leaf++) {
+      const int64_t first = leaf * LEAF;
+      for (int v = 0; v < WIDTH; v++) {
+        index_[v] = all(NO_INDEX);
+        best_[v] = load(q_.original + first + v * LANES) == all(NO_INDEX) ? all(-1.f) : all(INF);  // padding is done
+      }
+      search(leaf);
+      for (int v = 0; v < WIDTH; v++)
+        for (int lane = 0; lane < LANES && first + v * LANES + lane < q_.points.n; lane++) {
+          const int32_t i = q_.original[first + v * LANES + lane];
+          distances[i] = best_[v][lane];
+          indices[i] = index_[v][lane];
+        }
+    }
+  }
+
+ private:
+  static constexpr int WIDTH = LEAF / LANES;
+
+  void search(int64_t leaf) {
+    const float* box = q_.boxes + leaf;
+    const Point low(box[0], box[q_.padded], box[2 * q_.padded]);
+    const Point high(box[3 * q_.padded], box[4 * q_.padded], box[5 * q_.padded]);
+    Float closest = all(INF);
+    for (int64_t b = 0; b < p_.padded; b += LANES) {
+      const Float d = p_.box_distance(b, low, high);
+      store(gap_ + b, d);
+      closest = smaller(d, closest);
+    }
+    std::fill(gap_ + p_.leaves, gap_ + p_.padded, NONE);
+    visit_within(leaf, smallest_lane(closest), false);
+    visit_within(leaf, farthest_best(), true);
+  }
+
+  float farthest_best() const {
+    Float most = best_[0];
+    for (int v = 1; v < WIDTH; v++) most = larger(best_[v], most);
+    return largest_lane(most);
+  }
+
+  void visit_within(int64_t leaf, float reach, bool shrink) {
+    for (int64_t b = 0; b < p_.padded; b += LANES)
+      for (uint32_t near = not_above(load(gap_ + b), all(reach)); near; near &= near - 1) {
+        const int64_t other = b + __builtin_ctz(near);
+        if (gap_[other] > reach) continue;
+        gap_[other] = NONE;
+        visit(leaf * LEAF, other * LEAF);
+        if (shrink) reach = farthest_best();
+      }
+  }
+
+  void visit(int64_t i, int64_t first) {
+    const float *x = q_.points.x + i, *y = q_.points.y + i, *z = q_.points.z + i;
+    const int64_t end = std::min(first + LEAF, p_.points.n);
+    for (int64_t j = first; j < end; j++) {
+      const Point point(p_.points.x[j], p_.points.y[j], p_.points.z[j]);
+#pragma GCC unroll 8
+      for (int v = 0; v < WIDTH; v++) {
+        const Float d = squared_distance(x + v * LANES, y + v * LANES, z + v * LANES, point);
+        if (!not_above(d, best_[v])) continue;
+        const Int candidate = all(p_.original[j]);
+        const Int nearer = d < best_[v], lower = (d == best_[v]) & (candidate < index_[v]);
+        index_[v] = (nearer | lower) ? candidate : index_[v];
+        best_[v] = smaller(d, best_[v]);
+      }
+    }
+  }
+
+  const Buckets<LEAF> &q_, &p_;
+  Array<float> gap_;
+  Float best_[WIDTH];
+  Int index_[WIDTH];
+};
+
+void nearest(const Planes& q, const Planes& p, float* distances, int64_t* indices) {
   int64_t i = 0;
   for (; i + 4 * LANES <= q.padded; i += 4 * LANES) nearest_block<4>(q, i, p, distances, indices);
   for (; i + 2 * LANES <= q.padded; i += 2 * LANES) nearest_block<2>(q, i, p, distances, indices);
   for (; i < q.padded; i += LANES) nearest_block<1>(q, i, p, distances, indices);
+}
+
+// Both ways between two clouds.
+void nearest_both(const Planes& x, const Planes& y, bool finite, float* dist1, float* dist2, int64_t* idx1,
+                  int64_t* idx2) {
+  if (!finite) {
+    nearest_broken(x, y, dist1, idx1);
+    nearest_broken(y, x, dist2, idx2);
+  } else if (std::min(x.n, y.n) < BUCKETS_FROM_POINTS) {
+    nearest(x, y, dist1, idx1);
+    nearest(y, x, dist2, idx2);
+  } else {
+    Buckets<LEAF> one(x.n), two(y.n);
+    one.fill(x);
+    two.fill(y);
+    LeafSearch(one, two).run(dist1, idx1);
+    LeafSearch(two, one).run(dist2, idx2);
+  }
 }
 
 // Pull both ends of every pair (i, index[i]) together.
@@ -73,8 +174,7 @@ extern "C" int64_t pointsmith_chamfer(const float* x, const float* y, int64_t ba
       const bool finite = all_within(cloud1, n * 3) && all_within(cloud2, m * 3);
       one.fill(cloud1);
       two.fill(cloud2);
-      nearest(one, two, finite, dist1 + b * n, idx1 + b * n);
-      nearest(two, one, finite, dist2 + b * m, idx2 + b * m);
+      nearest_both(one, two, finite, dist1 + b * n, dist2 + b * m, idx1 + b * n, idx2 + b * m);
     }
   });
   return 0;

@@ -7,6 +7,7 @@ namespace {
 constexpr float FAR = 1e10f;          // distance to the empty set, as in pointnet2_ops
 constexpr float BROKEN = 1e18f;       // where points that are not finite go: they move no minimum there
 constexpr double NEAR_ORIGIN = 1e-3;  // squared norm of what pointnet2_ops takes for padding
+constexpr int LEAF = 32;
 constexpr int64_t BUCKETS_FROM_POINTS = 8192, BUCKETS_FROM_SAMPLES = 512;
 
 // The farthest of each lane, and of all: the largest distance, the lowest index among equals.
@@ -65,16 +66,15 @@ class BucketSampler {
     buckets_.fill(p);
     for (int64_t i = 0; i < buckets_.points.padded; i++)
       closest_[i] = buckets_.original[i] == NO_INDEX ? -1.f : closest[buckets_.original[i]];
-    for (int64_t b = 0; b < buckets_.padded; b++) {
-      reach_[b] = b < buckets_.leaves ? FAR : -1.f;
-      candidate_[b] = NO_INDEX;
-    }
+    std::fill_n(+reach_, buckets_.padded, -1.f);
+    std::fill_n(+candidate_, buckets_.padded, NO_INDEX);
+    for (int64_t b = 0; b < buckets_.leaves; b++) update(b, Point(NONE, NONE, NONE));
   }
 
   int32_t step(const Point& center) {
     Farthest best;
     for (int64_t b = 0; b < buckets_.padded; b += LANES) {
-      for (uint32_t hit = below(buckets_.box_distance(b, center), load(reach_ + b)); hit; hit &= hit - 1)
+      for (uint32_t hit = below(buckets_.box_distance(b, center, center), load(reach_ + b)); hit; hit &= hit - 1)
         update(b + __builtin_ctz(hit), center);
       Farthest::take_any(best, load(reach_ + b), load(candidate_ + b));
     }
@@ -90,13 +90,13 @@ class BucketSampler {
   }
   void update(int64_t b, const Point& center) {
     Farthest best;
-    for (int64_t i = b * Buckets::LEAF; i < (b + 1) * Buckets::LEAF; i += LANES)
+    for (int64_t i = b * LEAF; i < (b + 1) * LEAF; i += LANES)
       visit(buckets_.points, closest_, i, center, buckets_.original, best);
     reach_[b] = largest_lane(best.value);
     candidate_[b] = Farthest::winner(best);
   }
 
-  Buckets buckets_;
+  Buckets<LEAF> buckets_;
   Array<float> closest_, reach_;
   Array<int32_t> candidate_;
 };

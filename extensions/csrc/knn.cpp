@@ -115,12 +115,12 @@ bool write_ranked(Neighbours::Scratch& s, int64_t n, int64_t k, float* distances
 
 Neighbours::Neighbours(const Planes& planes, int64_t k, int64_t expected) : planes_(planes), k_(k) {
   if (planes.n < BUCKETS_FROM_POINTS || expected < BUCKETS_FROM_QUERIES || k > GROUPS * LANES / 2) return;
-  buckets_ = std::make_unique<Buckets>(planes.n);
+  buckets_ = std::make_unique<Buckets<LEAF>>(planes.n);
   buckets_->fill(planes);
 }
 
 Neighbours::Scratch::Scratch(const Neighbours& of)
-    : distance(of.planes_.padded), found(of.planes_.padded + Buckets::LEAF), index(of.planes_.padded + Buckets::LEAF) {}
+    : distance(of.planes_.padded), found(of.planes_.padded + LEAF), index(of.planes_.padded + LEAF) {}
 
 void Neighbours::search(const float* query, Scratch& s, float* distances, int64_t* indices) const {
   int64_t count = buckets_ ? scan_buckets(Point(query), s) : scan(Point(query), s);
@@ -152,11 +152,11 @@ int64_t Neighbours::scan(const Point& query, Scratch& s) const {
 }
 
 int64_t Neighbours::scan_buckets(const Point& query, Scratch& s) const {
-  const Buckets& b = *buckets_;
+  const Buckets<LEAF>& b = *buckets_;
   const Planes& p = b.points;
   Float closest = all(INF);
   for (int64_t i = 0; i < b.padded; i += LANES) {
-    const Float d = b.box_distance(i, query);
+    const Float d = b.box_distance(i, query, query);
     store(s.distance + i, d);
     closest = smaller(d, closest);
   }
@@ -171,9 +171,9 @@ int64_t Neighbours::scan_buckets(const Point& query, Scratch& s) const {
       const Float d = load(s.distance + i);
       const uint32_t near = not_above(d, all(reach));
       for (uint32_t rest = near; rest; rest &= rest - 1) {
-        const int64_t first = (i + __builtin_ctz(rest)) * Buckets::LEAF;
+        const int64_t first = (i + __builtin_ctz(rest)) * LEAF;
         s.distance[i + __builtin_ctz(rest)] = NONE;
-        for (int64_t j = first; j < first + Buckets::LEAF; j += LANES)
+        for (int64_t j = first; j < first + LEAF; j += LANES)
           count = keep(squared_distance(p.x + j, p.y + j, p.z + j, query), load(b.original + j), all(limit), s, count);
       }
       if (limit == INF) next = std::min(next, smallest_lane(d > all(reach) ? d : all(INF)));

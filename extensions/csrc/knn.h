@@ -24,5 +24,6 @@ class Neighbours {
 
   const Planes& planes_;
   const int64_t k_;
-  std::unique_ptr<Buckets> buckets_;
+  static constexpr int LEAF = 32;
+  std::unique_ptr<Buckets<LEAF>> buckets_;
 };
