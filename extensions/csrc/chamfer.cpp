@@ -23,11 +23,8 @@ INLINE void nearest_block(const Planes& q, int64_t i, const Planes& p, float* di
       best[v] = smaller(d, best[v]);
     }
   }
-  for (int v = 0; v < WIDTH; v++)
-    for (int lane = 0; lane < LANES && i + v * LANES + lane < q.n; lane++) {
-      distances[i + v * LANES + lane] = best[v][lane];
-      indices[i + v * LANES + lane] = index[v][lane];
-    }
+  for (int64_t v = 0, at = i; v < WIDTH && at < q.n; v++, at += LANES)
+    write(best[v], index[v], q.n - at, distances + at, indices + at);
 }
 
 // As the reference has it where coordinates are not finite: a NaN is the nearest of all.

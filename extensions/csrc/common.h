@@ -69,6 +69,18 @@ INLINE Float squared_distance(const float* x, const float* y, const float* z, co
   const Float dx = load(x) - from.x, dy = load(y) - from.y, dz = load(z) - from.z;
   return dx * dx + dy * dy + dz * dz;
 }
+// Write the first `count` lanes of distances and indices.
+INLINE void write(Float d, Int index, int64_t count, float* distances, int64_t* indices) {
+  typedef int64_t Wide __attribute__((vector_size(8 * LANES)));
+  const Wide wide = __builtin_convertvector(index, Wide);
+  if (count >= LANES) {
+    std::memcpy(distances, &d, sizeof d);
+    std::memcpy(indices, &wide, sizeof wide);
+  } else {
+    std::memcpy(distances, &d, count * sizeof(float));
+    std::memcpy(indices, &wide, count * sizeof(int64_t));
+  }
+}
 INLINE float squared_distance(const float* a, const float* b) {
   const float dx = a[0] - b[0], dy = a[1] - b[1], dz = a[2] - b[2];
   return dx * dx + dy * dy + dz * dz;
