@@ -97,7 +97,7 @@ def _compile(target: Path) -> None:
             return
         message = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[-200:])
     partial.unlink(missing_ok=True)
-    raise BuildError(f"{compiler()} failed: {message.strip()}; `python -m extensions.build` shows more")
+    raise BuildError(f"{compiler()} failed: {message.strip()}")
 
 
 @contextlib.contextmanager
@@ -111,3 +111,33 @@ def _lock(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def main() -> int:
+    """Build, check every operation against the reference, print a table; 1 if anything is amiss."""
+    import time
+
+    import torch
+
+    from extensions import library as operators
+    from extensions import selfcheck
+
+    start = time.perf_counter()
+    try:
+        path = library()
+        print(f"{path} ({time.perf_counter() - start:.1f} s)")
+    except BuildError as error:
+        print(f"not compiled: {error}")
+    good = True
+    print(f"{'operation':28}{'device':8}{'path':10}check")
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        for name in operators.SCHEMAS:
+            compiled = name in operators.kernels(device)
+            verdict = ("ok" if selfcheck.agrees(name, device) else "WRONG") if compiled else "-"
+            print(f"{name:28}{device:8}{'compiled' if compiled else 'PyTorch':10}{verdict}")
+            good &= verdict == "ok"
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -14,6 +14,7 @@ B clouds, N (n, m) points, M queries, C channels.
 
 import functools
 import importlib
+import importlib.util
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -61,6 +62,15 @@ def kernels(device_type: str) -> Mapping[str, Callable[..., Any]]:
     if module is None or importlib.util.find_spec(module) is None:
         return {}
     return importlib.import_module(module).register()
+
+
+def status() -> dict[str, str]:
+    """For a report: the choice, and for each device what computes the operations."""
+    report = {"POINT_OPS": choice()}
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        count = len(kernels(device))
+        report[device] = f"compiled ({count} of {len(SCHEMAS)} operations)" if count else "plain PyTorch"
+    return report
 
 
 def _run(name: str, *args: Any) -> Any:

@@ -10,6 +10,8 @@ from extensions.ops import ball_query, ball_query_count, knn
 from extensions.reference import points as reference
 from utils.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("point_ops")
+
 
 def random_points(seed: int, shape: tuple[int, ...], lattice: bool) -> torch.Tensor:
     points = torch.randn(shape, generator=torch.Generator().manual_seed(seed))

@@ -13,6 +13,9 @@ from torch import Tensor
 from extensions import ops
 from extensions.chamfer_dist.chamfer import Norm
 from extensions.reference import nearest
+from tests.extensions.conftest import point_ops  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("point_ops")
 
 NORMS: tuple[Norm, ...] = get_args(Norm)
 GOLDEN = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parents[2] / "../shared/golden"))
