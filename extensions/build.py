@@ -21,7 +21,8 @@ SOURCES = Path(__file__).parent / "csrc"
 # no contraction: a fused multiply-add would change last bits, and with them ties and neighbours
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared", "-Wno-psabi"]
 TUNE = "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
-OPTIONAL = [[TUNE, "-fopenmp"], [TUNE], ["-fopenmp"], []]  # tried in this order
+# tried in this order; what is in $POINTSMITH_CXXFLAGS comes last and wins
+OPTIONAL = [[TUNE, "-fopenmp"], [TUNE], ["-fopenmp"], []]
 TIMEOUT = 300  # seconds
 
 
@@ -72,8 +73,12 @@ def _key() -> str:
     for source in sorted(SOURCES.glob("*.[ch]*")):
         digest.update(source.name.encode() + source.read_bytes())
     version = subprocess.run([compiler(), "--version"], capture_output=True, text=True, timeout=TIMEOUT).stdout
-    digest.update("\n".join([version, *FLAGS, str(OPTIONAL), platform.machine(), _cpu()]).encode())
+    digest.update("\n".join([version, *FLAGS, str(OPTIONAL), *_extra_flags(), platform.machine(), _cpu()]).encode())
     return digest.hexdigest()[:16]
+
+
+def _extra_flags() -> list[str]:
+    return os.environ.get("POINTSMITH_CXXFLAGS", "").split()
 
 
 def _cpu() -> str:
@@ -90,7 +95,7 @@ def _compile(target: Path) -> None:
     partial = target.with_suffix(f".{os.getpid()}.tmp")
     message = ""
     for optional in OPTIONAL:
-        command = [compiler(), *FLAGS, *optional, *sources, "-o", str(partial)]
+        command = [compiler(), *FLAGS, *optional, *_extra_flags(), *sources, "-o", str(partial)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
         if done.returncode == 0:
             os.replace(partial, target)
