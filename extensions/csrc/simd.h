@@ -6,8 +6,10 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#if defined(__AVX512F__)
+#if defined(__SSE__)
 #include <immintrin.h>
+#endif
+#if defined(__AVX512F__)
 constexpr int LANES = 16;
 #elif defined(__AVX__)
 constexpr int LANES = 8;
@@ -54,7 +56,7 @@ INLINE Float larger(Float a, Float b) { return (Float)_mm512_max_ps((__m512)a, (
 INLINE float smallest_lane(Float a) { return _mm512_reduce_min_ps((__m512)a); }
 INLINE float largest_lane(Float a) { return _mm512_reduce_max_ps((__m512)a); }
 INLINE int32_t smallest_lane(Int a) { return _mm512_reduce_min_epi32((__m512i)a); }
-INLINE uint32_t bits(Int mask) { return _mm512_movepi32_mask((__m512i)mask); }  // one bit for each lane that is true
+INLINE uint32_t bits(Int mask) { return _mm512_movepi32_mask((__m512i)mask); }
 INLINE uint32_t not_above(Float a, Float limit) { return _mm512_cmp_ps_mask((__m512)a, (__m512)limit, _CMP_LE_OQ); }
 INLINE uint32_t below(Float a, Float limit) { return _mm512_cmp_ps_mask((__m512)a, (__m512)limit, _CMP_LT_OQ); }
 // write the lanes that the bits name, one after the other; up to LANES elements behind them are overwritten
@@ -80,10 +82,16 @@ INLINE int32_t smallest_lane(Int a) {
   for (int i = 1; i < LANES; i++) best = a[i] < best ? a[i] : best;
   return best;
 }
-INLINE uint32_t bits(Int mask) {
-  uint32_t all = 0;
-  for (int i = 0; i < LANES; i++) all |= (mask[i] & 1u) << i;
-  return all;
+INLINE uint32_t bits(Int mask) {  // one bit for each lane that is true
+#if defined(__AVX__)
+  return _mm256_movemask_ps((__m256)mask);
+#elif defined(__SSE__)
+  return _mm_movemask_ps((__m128)mask);
+#else
+  uint32_t result = 0;
+  for (int i = 0; i < LANES; i++) result |= (mask[i] & 1u) << i;
+  return result;
+#endif
 }
 INLINE uint32_t not_above(Float a, Float limit) { return bits(a <= limit); }
 INLINE uint32_t below(Float a, Float limit) { return bits(a < limit); }
