@@ -100,9 +100,10 @@ def _compile(target: Path) -> None:
         if done.returncode == 0:
             os.replace(partial, target)
             return
-        message = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[-200:])
+        lines = done.stderr.splitlines() or [f"exit code {done.returncode}"]
+        message = next((line for line in lines if "error" in line), lines[-1]).strip()
     partial.unlink(missing_ok=True)
-    raise BuildError(f"{compiler()} failed: {message.strip()}")
+    raise BuildError(f"{compiler()} failed: {message}; `python -m extensions.build` tries again")
 
 
 @contextlib.contextmanager

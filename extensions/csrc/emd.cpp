@@ -10,14 +10,14 @@ constexpr float TINY = 1e-9f, LOWEST = -87.f;  // exp(LOWEST) is about the small
 // exp(x) for x <= 0 to two units in the last place, 0 below LOWEST (Cephes' polynomial).
 INLINE Float exponential(Float x) {
   const Float clamped = larger(x, all(LOWEST)), magic = all(12582912.f);  // adding 1.5 * 2^23 rounds to whole numbers
-  const Float n = (clamped * 1.442695041f + magic) - magic;
-  const Float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
-  Float p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.f;
+  const Float n = fused(clamped, all(1.442695041f), magic) - magic;
+  const Float r = fused(n, all(2.12194440e-4f), fused(n, all(-0.693359375f), clamped));
+  Float p = fused(r, all(1.9875691500e-4f), all(1.3981999507e-3f));
+  p = fused(p, r, all(8.3334519073e-3f));
+  p = fused(p, r, all(4.1665795894e-2f));
+  p = fused(p, r, all(1.6666665459e-1f));
+  p = fused(p, r, all(5.0000001201e-1f));
+  p = fused(p, r * r, r + 1.f);
   const Int power = (__builtin_convertvector(n, Int) + 127) << 23;
   return x < all(LOWEST) ? Float{} : p * (Float)power;
 }
@@ -53,27 +53,33 @@ class ApproxMatch {
   }
 
  private:
-  INLINE Float distances(const Planes& y, int64_t j, const Point& from) {
-    return squared_distance(y.x + j, y.y + j, y.z + j, from);
+  // exp(-level * squared); `live` is false if that is 0 in every lane
+  INLINE Float kernel(Float squared, float level, bool& live) {
+    const Float exponent = squared * -level;
+    live = level == 0 || bits(~(exponent < all(LOWEST)));
+    return level == 0 ? all(1.f) : live ? exponential(exponent) : Float{};
   }
+  INLINE Float squared_length(Float dx, Float dy, Float dz) { return fused(dz, dz, fused(dy, dy, dx * dx)); }
 
   // Every point of x splits what it has left over the points of y: by nearness and by their room.
   void offer(const float* x, float level) {
-    std::fill_n(+offered_, y_.padded, 0.f);
+    const int64_t padded = y_.padded;
+    const float *y = y_.x, *right = right_;
+    float *row = row_, *offered = offered_;
+    std::fill_n(offered, padded, 0.f);
     for (int64_t i = 0; i < n_; i++) {
       const Point from(x + 3 * i);
       Float total{};
-      for (int64_t j = 0; j < y_.padded; j += LANES) {
-        const Float exponent = level == 0 ? Float{} : distances(y_, j, from) * -level;
-        const bool live = bits(~(exponent < all(LOWEST))) != 0;
-        const Float kernel = !live ? Float{} : level == 0 ? all(1.f) : exponential(exponent);
-        store(row_ + j, kernel);
-        if (live) total += kernel * load(right_ + j);
+      for (int64_t j = 0; j < padded; j += LANES) {
+        const Float dx = from.x - load(y + j), dy = from.y - load(y + padded + j), dz = from.z - load(y + 2 * padded + j);
+        bool live;
+        const Float near = kernel(squared_length(dx, dy, dz), level, live);
+        store(row + j, near);
+        if (live) total = fused(near, load(right + j), total);
       }
       share_[i] = left_[i] / (sum(total) + TINY);
       const Float share = all(share_[i]);
-      for (int64_t j = 0; j < y_.padded; j += LANES)
-        store(offered_ + j, load(row_ + j) * share + load(offered_ + j));
+      for (int64_t j = 0; j < padded; j += LANES) store(offered + j, fused(load(row + j), share, load(offered + j)));
     }
   }
 
@@ -92,22 +98,26 @@ class ApproxMatch {
   float flow(const float* point, int64_t i, float level, float* grad_x) {
     const Point from(point);
     const Float share = all(share_[i]);
+    const int64_t padded = y_.padded;
+    const float *y = y_.x, *taken = taken_;
+    float* grad = grad_;
     Float total{}, cost{}, gx{}, gy{}, gz{};
-    for (int64_t j = 0; j < y_.padded; j += LANES) {
-      const Float dx = from.x - load(y_.x + j), dy = from.y - load(y_.y + j), dz = from.z - load(y_.z + j);
-      const Float squared = dx * dx + dy * dy + dz * dz, exponent = squared * -level;
-      if (level != 0 && !bits(~(exponent < all(LOWEST)))) continue;
-      const Float amount = (level == 0 ? all(1.f) : exponential(exponent)) * share * load(taken_ + j);
+    for (int64_t j = 0; j < padded; j += LANES) {
+      const Float dx = from.x - load(y + j), dy = from.y - load(y + padded + j), dz = from.z - load(y + 2 * padded + j);
+      const Float squared = squared_length(dx, dy, dz);
+      bool live;
+      const Float near = kernel(squared, level, live);
+      if (!live) continue;
+      const Float amount = near * share * load(taken + j);
       const Float distance = SQUARED ? squared : square_root(squared);
       const Float pull = SQUARED ? amount * 2.f : amount / larger(distance, all(1e-10f));
       total += amount;
-      cost += amount * distance;
-      const Float px = pull * dx, py = pull * dy, pz = pull * dz;
-      gx += px, gy += py, gz += pz;
-      float* g = grad_ + j;
-      store(g, load(g) - px);
-      store(g + y_.padded, load(g + y_.padded) - py);
-      store(g + 2 * y_.padded, load(g + 2 * y_.padded) - pz);
+      cost = fused(amount, distance, cost);
+      gx = fused(pull, dx, gx), gy = fused(pull, dy, gy), gz = fused(pull, dz, gz);
+      float* g = grad + j;
+      store(g, fused(-pull, dx, load(g)));
+      store(g + padded, fused(-pull, dy, load(g + padded)));
+      store(g + 2 * padded, fused(-pull, dz, load(g + 2 * padded)));
     }
     left_[i] = std::max(left_[i] - sum(total), 0.f);
     grad_x[3 * i] += sum(gx), grad_x[3 * i + 1] += sum(gy), grad_x[3 * i + 2] += sum(gz);

@@ -106,6 +106,16 @@ INLINE Vector square_root(Vector a) {
   for (unsigned i = 0; i < sizeof a / sizeof a[0]; i++) a[i] = std::sqrt(a[i]);
   return a;
 }
+// a * b + c, in one rounding where the CPU can: only for results that no index depends on
+INLINE Float fused(Float a, Float b, Float c) {
+#if defined(__AVX512F__)
+  return (Float)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (Float)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
 INLINE float sum(Float a) {
   float total = 0;
   for (int i = 0; i < LANES; i++) total += a[i];

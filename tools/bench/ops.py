@@ -169,11 +169,14 @@ def chamfer_cases() -> Iterator[Case]:
     peers: dict[str, Call] = {"cdist": lambda: cdist_chamfer(x, y)}
     yield Case(6, "Chamfer 8192 x 32 x 32", chamfer, peers, {"cdist": 30}, 32)
     peers = {"product form": backward(product_chamfer, x, y)}
-    yield Case(6, "Chamfer 8192 x 32 x 32 with gradient", backward(ops.chamfer_distance, x, y), peers,
-               {"product form": 30}, 32)
+    yield Case(
+        6, "Chamfer 8192 x 32 x 32 with gradient", backward(ops.chamfer_distance, x, y), peers, {"product form": 30}, 32
+    )
     u, v = ball(32, 2048), ball(32, 2048, seed=1)
     peers = {"cKDTree": lambda: tree_chamfer(u, v), "cdist": lambda: cdist_chamfer(u, v)}
-    yield Case(6, "Chamfer 32 x 2048 x 2048", lambda: ops.chamfer_distance(u, v), peers, {"cKDTree": 5, "cdist": 40}, 32)
+    yield Case(
+        6, "Chamfer 32 x 2048 x 2048", lambda: ops.chamfer_distance(u, v), peers, {"cKDTree": 5, "cdist": 40}, 32
+    )
 
 
 def interpolation_cases() -> Iterator[Case]:
@@ -189,16 +192,28 @@ def interpolation_cases() -> Iterator[Case]:
         distances, indices = ops.three_nn(unknown, known)
         weights, features = ops.three_nn_weights(distances, "inverse_distance"), torch.randn(32, m, channels)
         ours = lambda f=features, i=indices, w=weights: ops.three_interpolate(f, i, w)  # noqa: E731
-        yield Case(7, f"interpolate 32 x {n} of {m}, {channels} channels", ours, {"torch gather": reference(ours)},
-                   {"torch gather": 6}, 32)
+        yield Case(
+            7,
+            f"interpolate 32 x {n} of {m}, {channels} channels",
+            ours,
+            {"torch gather": reference(ours)},
+            {"torch gather": 6},
+            32,
+        )
 
 
 def matching_cases() -> Iterator[Case]:
     x, y = ball(8, 1024), ball(8, 1024, seed=1)
     approx = lambda: ops.earth_mover_distance(x, y, squared=False)  # noqa: E731
     peers = {"scipy assignment": lambda: assignment(x, y), "own approxmatch": backward(ops.earth_mover_distance, x, y)}
-    yield Case(8, "auction 8 x 1024, eps 1e-3", lambda: ops.auction_match(x, y, squared=False, eps=1e-3), peers,
-               {"scipy assignment": 15, "own approxmatch": 1.5}, 8)
+    yield Case(
+        8,
+        "auction 8 x 1024, eps 1e-3",
+        lambda: ops.auction_match(x, y, squared=False, eps=1e-3),
+        peers,
+        {"scipy assignment": 15, "own approxmatch": 1.5},
+        8,
+    )
     yield Case(8, "approxmatch 8 x 1024", approx, {"plain torch": reference(approx)}, {"plain torch": 25}, 8)
 
 
