@@ -17,7 +17,7 @@ PACKAGE = "pointsmith_extensions"
 
 def install(name: str) -> None:
     """What setup.py of a folder of `extensions` does."""
-    from setuptools import find_packages, setup
+    from setuptools import find_packages, setup  # type: ignore[import-untyped,unused-ignore]
 
     folder = Path(tempfile.mkdtemp())
     _copy(folder)

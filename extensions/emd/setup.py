@@ -5,6 +5,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vendor import install
+from vendor import install  # type: ignore[import-not-found]
 
 install("emd")

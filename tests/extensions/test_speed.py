@@ -4,6 +4,8 @@ Half of them is what a CPU reaches whose vector units are half as wide as those 
 machines that are busy with other things.
 """
 
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 
@@ -13,14 +15,19 @@ from tools.bench.measure import interleaved
 
 ROUNDS = 5
 PEERS = ("torch loop", "cKDTree", "cdist", "cdist + topk", "product form", "torch gather", "scipy assignment")
-FAST = [case for case in bench.cases() if "32 x 2048" not in case.name and "65536" not in case.name]
-GATED = [case for case in FAST if set(case.wanted) & set(PEERS)]
+SLOW = ("32 x 2048", "65536")  # too long for a gate
 
 
-@pytest.mark.parametrize("case", GATED, ids=lambda case: case.name)
-def test_ratio(case: bench.Case) -> None:
+@pytest.mark.parametrize("group", bench.GROUPS)
+def test_ratios(group: Callable[[], Iterator[bench.Case]]) -> None:
     if not library.kernels("cpu"):
         pytest.skip("no compiled operations here; `python -m extensions.build` says why")
+    for case in group():
+        if not any(word in case.name for word in SLOW):
+            check(case)
+
+
+def check(case: bench.Case) -> None:
     peers = {name: call for name, call in case.peers.items() if name in PEERS and name in case.wanted}
     before = torch.get_num_threads()
     try:
@@ -29,4 +36,4 @@ def test_ratio(case: bench.Case) -> None:
     finally:
         torch.set_num_threads(before)
     for name in peers:
-        assert best[name] / best["ours"] >= case.wanted[name] / 3, (name, best)
+        assert best[name] / best["ours"] >= case.wanted[name] / 3, (case.name, best)

@@ -6,9 +6,10 @@ the ratios asked for.
 
 import argparse
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -26,9 +27,8 @@ class Case:
     goal: int
     name: str
     ours: Call
-    peers: dict[str, Call]
-    wanted: dict[str, float] = field(default_factory=dict)
-    batch: int = 1
+    peers: Mapping[str, Call]
+    wanted: Mapping[str, float] = field(default_factory=dict)
 
 
 @contextmanager
@@ -118,107 +118,90 @@ def gathered_group(points: Tensor, groups: int, size: int) -> Call:
 
 def fps_case(batch: int, n: int, m: int, goal: int, wanted: dict[str, float]) -> Case:
     points = ball(batch, n)
-    ours: Call = lambda: ops.farthest_point_sample(points, m)  # noqa: E731
-    peers = {"torch loop": reference(ours)}
+    ours = partial(ops.farthest_point_sample, points, m)
+    peers: dict[str, Call] = {"torch loop": reference(ours)}
     if find_spec("fpsample"):
         import fpsample
 
-        clouds = list(points.numpy())
+        clouds, height = list(points.numpy()), 3 if n < 4096 else 7
         peers["fpsample"] = lambda: [fpsample.fps_sampling(c, m, start_idx=0) for c in clouds]
         peers["fpsample kdline"] = lambda: [
-            fpsample.bucket_fps_kdline_sampling(c, m, h=3 if n < 4096 else 7, start_idx=0) for c in clouds
+            fpsample.bucket_fps_kdline_sampling(c, m, h=height, start_idx=0) for c in clouds
         ]
-    return Case(goal, f"FPS {batch} x {n} -> {m}", ours, peers, wanted, batch)
+    return Case(goal, f"FPS {batch} x {n} -> {m}", ours, peers, wanted)
 
 
 def sampling_cases() -> Iterator[Case]:
-    wanted = {"torch loop": 18, "fpsample": 20, "fpsample kdline": 5}
+    wanted: dict[str, float] = {"torch loop": 18, "fpsample": 20, "fpsample kdline": 5}
     yield fps_case(32, 1024, 64, 1, wanted)
     yield fps_case(32, 2048, 512, 1, wanted)
     yield fps_case(1, 65536, 512, 2, {"fpsample kdline": 4})
 
 
+def knn_case(batch: int, n: int, m: int, k: int, wanted: dict[str, float]) -> Case:
+    points = ball(batch, n)
+    args = points[:, :m].contiguous(), points, k
+    peers: dict[str, Call] = {"cKDTree": partial(tree_knn, *args), "cdist + topk": partial(cdist_knn, *args)}
+    return Case(3, f"kNN {batch} x {m} of {n}, k {k}", partial(ops.knn, *args), peers, wanted)
+
+
 def neighbour_cases() -> Iterator[Case]:
-    for batch, n, m, k, wanted in (
-        (32, 1024, 64, 32, {"cKDTree": 12.0, "cdist + topk": 18.0}),
-        (32, 2048, 2048, 16, {"cKDTree": 4.0}),
-        (1, 8192, 8192, 16, {"cKDTree": 4.0}),
-    ):
-        points = ball(batch, n)
-        query = points[:, :m].contiguous()
-        peers = {
-            "cKDTree": lambda q=query, p=points, k=k: tree_knn(q, p, k),
-            "cdist + topk": lambda q=query, p=points, k=k: cdist_knn(q, p, k),
-        }
-        ours = lambda q=query, p=points, k=k: ops.knn(q, p, k)  # noqa: E731
-        yield Case(3, f"kNN {batch} x {m} of {n}, k {k}", ours, peers, wanted, batch)
+    yield knn_case(32, 1024, 64, 32, {"cKDTree": 12, "cdist + topk": 18})
+    yield knn_case(32, 2048, 2048, 16, {"cKDTree": 4})
+    yield knn_case(1, 8192, 8192, 16, {"cKDTree": 4})
     points = ball(32, 2048)
     query = points[:, :512].contiguous()
-    ours = lambda: ops.ball_query(query, points, 0.2, 32)  # noqa: E731
-    peers = {"cKDTree": lambda: tree_ball(query, points, 0.2), "plain torch": reference(ours)}
-    yield Case(4, "ball query 32 x 512 of 2048, r 0.2, k 32", ours, peers, {}, 32)
+    found = partial(ops.ball_query, query, points, 0.2, 32)
+    peers: dict[str, Call] = {"cKDTree": partial(tree_ball, query, points, 0.2), "plain torch": reference(found)}
+    yield Case(4, "ball query 32 x 512 of 2048, r 0.2, k 32", found, peers)
     small = ball(32, 1024)
-    fused = lambda: ops.group(small, 64, 32)  # noqa: E731
+    fused = partial(ops.group, small, 64, 32)
     peers = {"own separate ops": gathered_group(small, 64, 32), "plain torch": reference(fused)}
-    yield Case(5, "group 32 x 1024 -> 64 x 32", fused, peers, {"own separate ops": 1.25}, 32)
+    yield Case(5, "group 32 x 1024 -> 64 x 32", fused, peers, {"own separate ops": 1.25})
 
 
 def chamfer_cases() -> Iterator[Case]:
-    x, y = ball(8192, 32), ball(8192, 32, seed=1)
-    chamfer = lambda a=x, b=y: ops.chamfer_distance(a, b)  # noqa: E731
-    peers: dict[str, Call] = {"cdist": lambda: cdist_chamfer(x, y)}
-    yield Case(6, "Chamfer 8192 x 32 x 32", chamfer, peers, {"cdist": 30}, 32)
-    peers = {"product form": backward(product_chamfer, x, y)}
-    yield Case(
-        6, "Chamfer 8192 x 32 x 32 with gradient", backward(ops.chamfer_distance, x, y), peers, {"product form": 30}, 32
-    )
-    u, v = ball(32, 2048), ball(32, 2048, seed=1)
-    peers = {"cKDTree": lambda: tree_chamfer(u, v), "cdist": lambda: cdist_chamfer(u, v)}
-    yield Case(
-        6, "Chamfer 32 x 2048 x 2048", lambda: ops.chamfer_distance(u, v), peers, {"cKDTree": 5, "cdist": 40}, 32
-    )
+    patches, clouds = (ball(8192, 32), ball(8192, 32, seed=1)), (ball(32, 2048), ball(32, 2048, seed=1))
+    peers: dict[str, Call] = {"cdist": partial(cdist_chamfer, *patches)}
+    yield Case(6, "Chamfer 8192 x 32 x 32", partial(ops.chamfer_distance, *patches), peers, {"cdist": 30})
+    name, ours = "Chamfer 8192 x 32 x 32 with gradient", backward(ops.chamfer_distance, *patches)
+    yield Case(6, name, ours, {"product form": backward(product_chamfer, *patches)}, {"product form": 30})
+    peers = {"cKDTree": partial(tree_chamfer, *clouds), "cdist": partial(cdist_chamfer, *clouds)}
+    wanted: dict[str, float] = {"cKDTree": 5, "cdist": 40}
+    yield Case(6, "Chamfer 32 x 2048 x 2048", partial(ops.chamfer_distance, *clouds), peers, wanted)
 
 
 def interpolation_cases() -> Iterator[Case]:
-    for n, m, channels in ((512, 64, 384), (2048, 128, 384), (2048, 512, 384)):
-        unknown, known = ball(32, n), ball(32, m, seed=1)
-        peers: dict[str, Call] = {
-            "cKDTree": lambda q=unknown, p=known: tree_knn(q, p, 3),
-            "cdist + topk": lambda q=unknown, p=known: cdist_knn(q, p, 3),
-        }
-        yield Case(7, f"three_nn 32 x {n} of {m}", lambda q=unknown, p=known: ops.three_nn(q, p), peers, {}, 32)
-        if m == 128:
-            continue
-        distances, indices = ops.three_nn(unknown, known)
-        weights, features = ops.three_nn_weights(distances, "inverse_distance"), torch.randn(32, m, channels)
-        ours = lambda f=features, i=indices, w=weights: ops.three_interpolate(f, i, w)  # noqa: E731
+    for n, m in ((512, 64), (2048, 128), (2048, 512)):
+        pair = ball(32, n), ball(32, m, seed=1)
+        peers: dict[str, Call] = {"cKDTree": partial(tree_knn, *pair, 3), "cdist + topk": partial(cdist_knn, *pair, 3)}
+        yield Case(7, f"three_nn 32 x {n} of {m}", partial(ops.three_nn, *pair), peers)
+        distances, indices = ops.three_nn(*pair)
+        weights = ops.three_nn_weights(distances, "inverse_distance")
+        ours = partial(ops.three_interpolate, torch.randn(32, m, 384), indices, weights)
         yield Case(
             7,
-            f"interpolate 32 x {n} of {m}, {channels} channels",
+            f"interpolate 32 x {n} of {m}, 384 channels",
             ours,
             {"torch gather": reference(ours)},
             {"torch gather": 6},
-            32,
         )
 
 
 def matching_cases() -> Iterator[Case]:
-    x, y = ball(8, 1024), ball(8, 1024, seed=1)
-    approx = lambda: ops.earth_mover_distance(x, y, squared=False)  # noqa: E731
-    peers = {"scipy assignment": lambda: assignment(x, y), "own approxmatch": backward(ops.earth_mover_distance, x, y)}
-    yield Case(
-        8,
-        "auction 8 x 1024, eps 1e-3",
-        lambda: ops.auction_match(x, y, squared=False, eps=1e-3),
-        peers,
-        {"scipy assignment": 15, "own approxmatch": 1.5},
-        8,
-    )
-    yield Case(8, "approxmatch 8 x 1024", approx, {"plain torch": reference(approx)}, {"plain torch": 25}, 8)
+    pair = ball(8, 1024), ball(8, 1024, seed=1)
+    approx = partial(ops.earth_mover_distance, *pair, squared=False)
+    peers: dict[str, Call] = {"scipy assignment": partial(assignment, *pair), "own approxmatch": approx}
+    wanted: dict[str, float] = {"scipy assignment": 15, "own approxmatch": 1.5}
+    yield Case(8, "auction 8 x 1024, eps 1e-3", partial(ops.auction_match, *pair, squared=False), peers, wanted)
+    yield Case(8, "approxmatch 8 x 1024", approx, {"plain torch": reference(approx)}, {"plain torch": 25})
+
+
+GROUPS = (sampling_cases, neighbour_cases, chamfer_cases, interpolation_cases, matching_cases)
 
 
 def cases() -> Iterator[Case]:
-    for group in (sampling_cases, neighbour_cases, chamfer_cases, interpolation_cases, matching_cases):
+    for group in GROUPS:
         yield from group()
 
 
