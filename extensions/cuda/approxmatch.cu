@@ -51,7 +51,7 @@ extern "C" __global__ void __launch_bounds__(SECTIONS * WARP)
     for (int base = 0; base < m; base += TILE) {
         const int count = min(TILE, m - base), j = base + threadIdx.x;
         __syncthreads();
-        if (threadIdx.x < count) {
+        if ((int)threadIdx.x < count) {
             const Point q = load_point(y + cloud * m * 3, j);
             tile[threadIdx.x] = {q.x, q.y, q.z, accepted[cloud * m + j]};
             room[threadIdx.x] = right[cloud * m + j];
@@ -95,7 +95,7 @@ extern "C" __global__ void __launch_bounds__(SECTIONS * WARP)
     for (int base = 0; base < n; base += TILE) {
         const int count = min(TILE, n - base), i = base + threadIdx.x;
         __syncthreads();
-        if (threadIdx.x < count) {
+        if ((int)threadIdx.x < count) {
             const Point p = load_point(x + cloud * n * 3, i);
             tile[threadIdx.x] = {p.x, p.y, p.z, share[cloud * n + i]};
         }

@@ -27,7 +27,6 @@ struct Market {
     int* winner;            // the lowest bidder who made it, else n
     int* owner;             // point of x, or -1
     int* wanted;            // the object a bidder bids for, then -1 if it was not won
-    int* bidders[2];        // points of x without a partner, of this round and of the next
 };
 
 // The best object for point i, found by a warp, and what to offer for it.
@@ -52,10 +51,10 @@ __device__ __forceinline__ double make_offer(const Market& market, int i, double
     return market.price[choice] + (market.n > 1 ? best - second : 0.0) + eps;
 }
 
-// One round: `count` bidders of list `now`; those left without a partner go to the other list, whose length is `next`.
-__device__ __forceinline__ void bid(const Market& market, double eps, int now, int count, int* next)
+// One round of `count` bidders; those left without a partner go to the list `losers`, which is `lost` long.
+__device__ __forceinline__ void bid(const Market& market, double eps, const int* bidders, int count, int* losers,
+                                    int* lost)
 {
-    const int* bidders = market.bidders[now];
     for (int b = warp_id(); b < count; b += THREADS / WARP) {
         int object;
         const double offer = make_offer(market, bidders[b], eps, object);
@@ -86,26 +85,29 @@ __device__ __forceinline__ void bid(const Market& market, double eps, int now, i
             market.highest[object] = 0;
             market.winner[object] = market.n;
         }
-        if (left >= 0) market.bidders[1 - now][atomicAdd(next, 1)] = left;
+        if (left >= 0) losers[atomicAdd(lost, 1)] = left;
     }
     __syncthreads();
 }
 
-// Rounds until every object has an owner; raises the prices.
-__device__ __forceinline__ void assign(const Market& market, double eps)
+// Rounds until every object has an owner; raises the prices. Points of x without a partner are in the list `now`.
+__device__ __forceinline__ void assign(const Market& market, double eps, int* now, int* next)
 {
     __shared__ int counts[2];
     for (int i = threadIdx.x; i < market.n; i += THREADS) {
         market.owner[i] = -1;
-        market.bidders[0][i] = i;
+        now[i] = i;
     }
     if (threadIdx.x == 0) counts[0] = market.n;
     __syncthreads();
-    for (int now = 0;; now = 1 - now) {
-        const int count = counts[now];
+    for (int round = 0;; round = 1 - round) {
+        const int count = counts[round];
         if (count == 0) break;
-        if (threadIdx.x == 0) counts[1 - now] = 0;  // bids end the round with barriers before it is counted up
-        bid(market, eps, now, count, counts + 1 - now);
+        if (threadIdx.x == 0) counts[1 - round] = 0;  // there are barriers before it is counted up
+        bid(market, eps, now, count, next, counts + 1 - round);
+        int* const spare = now;
+        now = next;
+        next = spare;
     }
     __syncthreads();  // all have read the last count
 }
@@ -136,15 +138,15 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     integers += cloud * 5 * n;
     indices += cloud * n;
     const Market market = {x + cloud * n * 3, y + cloud * n * 3, n, squared, doubles, doubles + n,
-                           (u64*)(doubles + 2 * (size_t)n), integers, integers + n, integers + 2 * (size_t)n,
-                           {integers + 3 * (size_t)n, integers + 4 * (size_t)n}};
+                           (u64*)(doubles + 2 * (size_t)n), integers, integers + n, integers + 2 * (size_t)n};
+    int *now = integers + 3 * (size_t)n, *next = now + n;
     for (int j = threadIdx.x; j < n; j += THREADS) {
         market.price[j] = 0;
         market.highest[j] = 0;
         market.winner[j] = n;
     }
     const double largest = largest_cost(market), final = fmax(eps, FINEST * largest);
-    for (double step = largest / SHRINK; step > final; step /= SHRINK) assign(market, step);
-    assign(market, final);
+    for (double step = largest / SHRINK; step > final; step /= SHRINK) assign(market, step, now, next);
+    assign(market, final, now, next);
     for (int j = threadIdx.x; j < n; j += THREADS) indices[market.owner[j]] = j;
 }

@@ -59,14 +59,16 @@ struct List {
                 keys[r] = compare(keys[r], offset, (lane & offset) == 0);
     }
 
-    // Number i of the list, for every lane.
+    // Number i of the list, for every lane. Every register is sent, lest the compiler index them in memory.
     __device__ __forceinline__ u64 at(int i) const
     {
-        u64 key = keys[0];
+        u64 found = 0;
 #pragma unroll
-        for (int r = 1; r < R; r++)
-            if (i / WARP == r) key = keys[r];
-        return __shfl_sync(ALL, key, i % WARP);
+        for (int r = 0; r < R; r++) {
+            const u64 key = __shfl_sync(ALL, keys[r], i % WARP);
+            if (i / WARP == r) found = key;
+        }
+        return found;
     }
 };
 
