@@ -14,6 +14,7 @@
 #include <functional>
 #include <memory>
 #include <random>
+#include <setjmp.h>
 #include <thread>
 #include <tuple>
 #include <ucontext.h>
@@ -43,7 +44,9 @@ const size_t STACK = 1 << 16;
 enum State { RUNNING, AT_WARP, AT_BLOCK, DONE };
 
 struct Fiber {
-    ucontext_t context;
+    ucontext_t context;  // for the first entry; jumps, which need no system call, do the rest
+    jmp_buf place_in_kernel;
+    bool entered = false;
     std::unique_ptr<char[]> stack;
     State state = RUNNING;
     const char* place = "";
@@ -53,7 +56,7 @@ struct Fiber {
 struct Block {
     std::vector<Fiber> fibers;
     std::vector<Word> words[2];  // what each thread offers to its warp
-    ucontext_t scheduler;
+    jmp_buf scheduler;
     std::function<void()> kernel;
 };
 static thread_local Block* block;
@@ -69,13 +72,24 @@ inline void pause(State state, const char* place)
     Fiber& fiber = block->fibers[threadIdx.x];
     fiber.state = state;
     fiber.place = place;
-    swapcontext(&fiber.context, &block->scheduler);
+    if (!_setjmp(fiber.place_in_kernel)) _longjmp(block->scheduler, 1);
 }
 
 inline void start()
 {
     block->kernel();
     block->fibers[threadIdx.x].state = DONE;
+    _longjmp(block->scheduler, 1);
+}
+
+// Runs a thread until it pauses or ends.
+__attribute__((noinline)) inline void resume(unsigned thread)
+{
+    Fiber& fiber = block->fibers[thread];
+    threadIdx.x = thread;
+    if (_setjmp(block->scheduler)) return;
+    if (std::exchange(fiber.entered, true)) _longjmp(fiber.place_in_kernel, 1);
+    setcontext(&fiber.context);
 }
 
 // Lets the threads [from, to) go on if all wait in the given state, at one place.
@@ -115,7 +129,7 @@ inline void run_block(unsigned index, unsigned blocks, unsigned threads, std::fu
         getcontext(&fiber.context);
         fiber.context.uc_stack.ss_sp = fiber.stack.get();
         fiber.context.uc_stack.ss_size = STACK;
-        fiber.context.uc_link = &own.scheduler;
+        fiber.context.uc_link = nullptr;
         makecontext(&fiber.context, start, 0);
     }
     std::minstd_rand random(seed + index);
@@ -125,8 +139,7 @@ inline void run_block(unsigned index, unsigned blocks, unsigned threads, std::fu
         for (unsigned i : order)
             if (own.fibers[i].state == RUNNING) {
                 alive = true;
-                threadIdx.x = i;
-                swapcontext(&own.scheduler, &own.fibers[i].context);
+                resume(i);
             }
         for (unsigned warp = 0; warp < threads; warp += WARP_SIZE) alive |= release(warp, warp + WARP_SIZE, AT_WARP);
         if (!alive) alive = release(0, threads, AT_BLOCK);

@@ -47,7 +47,7 @@ def test_emulated_is_close_to_reference(case: Case) -> None:
 
 @pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("squared", [True, False])
-@pytest.mark.parametrize("n", [1, 2, 33, 70])
+@pytest.mark.parametrize("n", [1, 2, 40])
 def test_emulated_auction_is_nearly_optimal(n: int, squared: bool) -> None:
     from scipy.optimize import linear_sum_assignment
 
@@ -72,11 +72,12 @@ def test_emulated_auction_ends_on_duplicates_and_broken_values() -> None:
 def test_emulated_in_any_order_of_threads(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing barrier would show in some order."""
     x, y = cloud(2, 150, lattice=True), cloud(2, 150, seed=1, lattice=True)
+    few = x[:1, :40].contiguous(), y[:1, :40].contiguous(), True, 1e-2
     args = {"farthest_point_sample": (x, 20, 0, False), "group": (x, 5, 40, False), "chamfer": (x, y)}
     results = []
     for seed in range(5):
         monkeypatch.setattr(launch, "launch", lambda *a, seed=seed, **k: emulate.launch(*a, seed=seed, **k))
-        results.append(kernels.KERNELS[operator](*args.get(operator, (x, y, True, 1e-2))))
+        results.append(kernels.KERNELS[operator](*args.get(operator, few)))
     for result in results:
         torch.testing.assert_close(result, results[0], rtol=0, atol=0)
 
