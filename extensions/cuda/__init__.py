@@ -1,4 +1,4 @@
-"""The point operations on NVIDIA GPUs: plain CUDA kernels, compiled at first use without a toolkit (see docs/gpu.md)."""
+"""The point operations on NVIDIA GPUs: CUDA kernels, compiled at first use without a toolkit (see docs/gpu.md)."""
 
 import logging
 from collections.abc import Callable
@@ -10,19 +10,21 @@ from extensions.build import BuildError
 
 
 def register() -> dict[str, Callable[..., Any]]:
-    """The kernels by operator name; none, and one line in the log that says why, if they cannot be compiled.
+    """The kernels by operator name; none, and one line in the log that says why, if they cannot be had.
 
-    All are compiled here, for the current device, so that nothing can fail later: seconds once, then from the cache.
+    All are compiled and loaded here, for the current device, so that nothing fails later: seconds once, then from the
+    cache.
     """
-    from .compile import SOURCES, machine_code
+    from .compile import SOURCES
     from .kernels import KERNELS
-    from .launch import architecture
+    from .launch import load
 
     try:
-        arch = architecture(torch.cuda.current_device())
+        if not torch.cuda.is_available():
+            raise BuildError("there is no CUDA device")
         for source in SOURCES:
-            machine_code(source, arch)
-    except (BuildError, RuntimeError) as error:
+            load(source, torch.cuda.current_device())
+    except (BuildError, RuntimeError, OSError) as error:
         logging.getLogger("pointsmith.extensions").warning(
             "point operations on the GPU run in plain PyTorch, many times slower than compiled: %s", error
         )

@@ -108,7 +108,10 @@ def nvrtc() -> Compiler | None:
 def _nvrtc_paths() -> list[str]:
     """Where the library may be: wheels of torch's dependencies (Linux), torch itself (Windows), the system."""
     paths = []
-    for package, patterns in (("nvidia", ("*/lib/libnvrtc.so.*", "*/bin/nvrtc64_*.dll")), ("torch", ("lib/nvrtc64_*",))):
+    for package, patterns in (
+        ("nvidia", ("*/lib/libnvrtc.so.*", "*/bin/nvrtc64_*.dll")),
+        ("torch", ("lib/nvrtc64_*",)),
+    ):
         spec = importlib.util.find_spec(package)
         for folder in (spec and spec.submodule_search_locations) or ():
             for pattern in patterns:

@@ -49,7 +49,9 @@ def farthest_point_sample(points: Tensor, num_samples: int, start: int, skip_nea
     for threads, per_thread in SHARED:
         blocks = parts(n, threads * per_thread)
         if blocks * batch <= room or (blocks <= room and (threads, per_thread) == SHARED[-1]):
-            _sample_shared(f"fps_{threads}x{per_thread}", threads, blocks, room // blocks, points, before, indices, options)
+            _sample_shared(
+                f"fps_{threads}x{per_thread}", threads, blocks, room // blocks, points, before, indices, options
+            )
             return indices
     closest = points.new_empty(batch, n)
     launch.launch("fps", "fps_any", batch, 1024, points, before, closest, indices, *options)

@@ -28,10 +28,7 @@ def launch(source: str, kernel: str, blocks: int, threads: int, *args: Argument,
         return
     device = next(arg.device for arg in args if isinstance(arg, Tensor))
     with torch.cuda.device(device):
-        index = torch.cuda.current_device()
-        # a thread that has called nothing of CUDA yet, such as one of autograd's, has no context
-        _call("cuCtxSetCurrent", _context(index))
-        function = _function(source, kernel, index)
+        function = _function(source, kernel, _use(torch.cuda.current_device()))
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
         values = pack(args)
         pointers = (ctypes.c_void_p * len(values))(*[ctypes.addressof(value) for value in values])
@@ -42,12 +39,18 @@ def launch(source: str, kernel: str, blocks: int, threads: int, *args: Argument,
             _call("cuLaunchKernel", function, *shape, stream, pointers, None, about=kernel)
 
 
+def load(source: str, device: int) -> None:
+    """Compile a source and load it on a device now, not at its first launch."""
+    with torch.cuda.device(device):
+        _module(source, _use(device))
+
+
 def multiprocessors(device: torch.device) -> int:
     """How many blocks of any size can surely run at the same time."""
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def architecture(device: torch.device | int) -> str:
+def architecture(device: int) -> str:
     """The compiler's name of a device's architecture, such as "sm_90"."""
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm_{major}{minor}"
@@ -80,6 +83,12 @@ def _call(name: str, *args: Any, about: str = "") -> None:
         _driver().cuGetErrorString(code, ctypes.byref(text))
         reason = (text.value or b"unknown error").decode()
         raise RuntimeError(f"CUDA: {name} {about}: {reason} (error {code})".replace(" :", ":"))
+
+
+def _use(device: int) -> int:
+    """The current device, its context made current: a thread that has called nothing of CUDA yet has none."""
+    _call("cuCtxSetCurrent", _context(device))
+    return device
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""CUDA kernels without a GPU: they compile without a warning or a spill, and emulated on the CPU equal the reference."""
+"""CUDA kernels without a GPU: compiled without a warning or a spill, and equal to the reference when emulated."""
 
 import re
 import subprocess
@@ -27,10 +27,10 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "multiprocessors", emulate.multiprocessors)
 
 
-def compare(case: Case, **tolerance: float) -> None:
+def compare(case: Case, rtol: float, atol: float) -> None:
     operator, args = case
     expected, got = getattr(reference, operator)(*args), kernels.KERNELS[operator](*args)
-    torch.testing.assert_close(got, expected, equal_nan=True, **tolerance)
+    torch.testing.assert_close(got, expected, equal_nan=True, rtol=rtol, atol=atol)
 
 
 @pytest.mark.usefixtures("emulated")
@@ -72,7 +72,7 @@ def test_emulated_auction_ends_on_duplicates_and_broken_values() -> None:
 def test_emulated_in_any_order_of_threads(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing barrier would show in some order."""
     x, y = cloud(2, 150, lattice=True), cloud(2, 150, seed=1, lattice=True)
-    few = x[:1, :40].contiguous(), y[:1, :40].contiguous(), True, 1e-2
+    few = x[:1, :100].contiguous(), y[:1, :100].contiguous(), True, 0.5
     args = {"farthest_point_sample": (x, 20, 0, False), "group": (x, 5, 40, False), "chamfer": (x, y)}
     results = []
     for seed in range(5):
@@ -109,13 +109,12 @@ def test_nvcc_compiles_without_warning_or_spill(source: str, arch: str, tmp_path
     assert frames and set(frames) == {("0", "0", "0")}, done.stderr  # everything is in registers
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("source", compile.SOURCES)
-def test_nvrtc_compiles(source: str, arch: str) -> None:
+def test_nvrtc_compiles(source: str) -> None:
     nvrtc = compile.nvrtc()
     if nvrtc is None:
         pytest.skip("no NVRTC beside torch")
-    code = nvrtc.compile(source, arch, ())
+    code = nvrtc.compile(source, ARCHITECTURES[-1], ())
     assert code.startswith(b"\x7fELF") and len(code) > 1000
 
 
