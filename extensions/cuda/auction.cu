@@ -26,7 +26,7 @@ struct Market {
     u64* highest;           // bits of the highest offer of the round for every object, else 0
     int* winner;            // the lowest bidder who made it, else n
     int* owner;             // point of x, or -1
-    int* wanted;            // the object a bidder bids for, then -1 if it was not won
+    int* wanted;            // the object a bidder bids for
 };
 
 // The best object for point i, found by a warp, and what to offer for it.
@@ -71,14 +71,9 @@ __device__ __forceinline__ void bid(const Market& market, double eps, const int*
     }
     __syncthreads();
     for (int b = threadIdx.x; b < count; b += THREADS) {
-        const int i = bidders[b];
-        if (market.winner[market.wanted[i]] != i) market.wanted[i] = -1;
-    }
-    __syncthreads();
-    for (int b = threadIdx.x; b < count; b += THREADS) {
         const int i = bidders[b], object = market.wanted[i];
         int left = i;
-        if (object >= 0) {
+        if (market.winner[object] == i) {  // losers see the winner, or n if it was quicker
             left = market.owner[object];
             market.owner[object] = i;
             market.price[object] = market.offer[i];
