@@ -18,7 +18,7 @@ from utils.errors import UserError
 from utils.random import BatchRandom
 
 Batch = dict[str, Tensor]
-PER_POINT = ("points", "seg", "normals")
+PER_POINT = ("points", "seg", "normals", "features")
 AXES = {"x": 0, "y": 1, "z": 2}
 
 
