@@ -90,7 +90,7 @@ class PointClouds:
         return isinstance(self.points, Windows)
 
     def fetch(self, positions: Sequence[int] | np.ndarray, draws: np.ndarray | None = None) -> dict[str, Tensor]:
-        """Batch: points (b, P, 3) float32, label (b,), index (b,) and, where there are any, seg, unit normals, features.
+        """Batch: points (b, P, 3) float32, label (b,), index (b,); seg, unit normals, features where there are any.
 
         draws (b,), numbers in [0, 1), choose the window of each cloud where there is a choice; None: the first one.
         """

@@ -22,6 +22,7 @@ from utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
+MANY = 200  # clouds that take a while to read
 Columns = dict[str, np.ndarray]  # points (P, 3), maybe normals (P, 3), seg (P,), colors (P, 3), features (P, F)
 
 
@@ -42,6 +43,8 @@ class Listing:
     normalized: bool = False
     shuffled: bool = False  # points are put into random order, so that any window is a random subset
     notes: list[str] = field(default_factory=list)  # what was worked out where files lacked
+    expected: dict[str, int] = field(default_factory=dict)  # clouds of each part in the complete set, where known
+    expected_classes: dict[str, int] = field(default_factory=dict)  # clouds of each class, all parts together
 
     def cloud(self, index: int) -> Columns:
         """One cloud as it is packed: checked, normalised and in random order where the data set says so."""
@@ -116,7 +119,8 @@ def open_arrays(
             log.warning("%s", note)
         wanted = rows_of(listed.parts, parts, split, key)
         arrays, offsets = _read_all(listed, wanted, split)
-        listed.labels, rows = listed.labels[wanted], np.arange(len(wanted))
+        listed.labels, listed.ids = listed.labels[wanted], [listed.ids[row] for row in wanted]
+        rows = np.arange(len(wanted))
     return listed, arrays, offsets, rows
 
 
@@ -130,8 +134,11 @@ def rows_of(parts_of: Sequence[str], parts: Sequence[str], split: str, key: str)
 
 def _read_all(listing: Listing, rows: np.ndarray, split: str) -> tuple[Columns, np.ndarray]:
     """The clouds of these rows in memory, one after the other, and where each begins (n + 1,)."""
-    bar = tqdm(rows.tolist(), desc=f"reading {listing.name} {split} (faster: tools.data pack)", unit="cloud")
-    bar.disable = bar.disable or len(rows) < 200
+    if len(rows) >= MANY:
+        log.warning(
+            "%s %s: reading %d raw clouds; 'python -m tools.data pack' makes it quick", listing.name, split, len(rows)
+        )
+    bar = tqdm(rows.tolist(), desc=f"reading {listing.name}", unit="cloud", disable=len(rows) < MANY or None)
     clouds = [listing.cloud(index) for index in bar]
     offsets = np.cumsum([0, *(len(cloud["points"]) for cloud in clouds)])
     arrays: Columns = {}

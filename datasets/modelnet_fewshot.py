@@ -1,6 +1,6 @@
 """ModelNet few-shot: a pickle for every way, shot and fold, as Point-BERT released them; also how to draw new ones.
 
-    5way_10shot/0.pkl (or 5way10shot/0.pkl)     {'train': [(array (8192, 6), label, original label), ...], 'test': [...]}
+    5way_10shot/0.pkl (or 5way10shot/0.pkl)   {'train': [(array (8192, 6), label, original label), ...], 'test': [...]}
 
 Train holds `shot` clouds of each of `way` classes from ModelNet40's train split, test 20 of each from its test split.
 """
@@ -22,11 +22,12 @@ from utils.errors import UserError
 
 FOLDER = "ModelNetFewshot"
 SPLITS = ("train", "test")
+WHERE = "Point-BERT's data page, or draw your own: python -m tools.data fewshot"
 TREE = tuple(
-    Entry(f"{way}way*{shot}shot/*.pkl", f"{way}-way {shot}-shot, 10 folds", 10, "Point-BERT's data page, or draw your own: "
-          "python -m tools.data fewshot", required=False)
-    for way in (5, 10) for shot in (10, 20)
-)  # fmt: skip
+    Entry(f"{way}way*{shot}shot/*.pkl", f"{way}-way {shot}-shot, 10 folds", 10, WHERE, required=False)
+    for way in (5, 10)
+    for shot in (10, 20)
+)
 TEST_CLOUDS = 20  # of each class
 
 
@@ -85,9 +86,10 @@ def listing(root: str, way: int = 5, shot: int = 10, fold: int = 0) -> Listing:
     missing = [str(label) for label in range(way) if label not in names]
     if missing:
         raise UserError(f"{path}: no clouds with label {', '.join(missing)}; it should hold {way} classes")
-    return Listing(
-        f"modelnet_{pack_key(way, shot, fold)}", ids, np.array(labels), parts, [names[k] for k in range(way)], read
-    )
+    class_of = [names[label] for label in range(way)]
+    listed = Listing(f"modelnet_{pack_key(way, shot, fold)}", ids, np.array(labels), parts, class_of, read)
+    listed.expected = {"train": way * shot, "test": way * TEST_CLOUDS}
+    return listed
 
 
 def _find(base: Path, way: int, shot: int, fold: int) -> Path:
@@ -121,7 +123,7 @@ def draw_fold(train: PointClouds, test: PointClouds, way: int, shot: int, fold: 
 
 
 def write_folds(
-    modelnet: str, out: Path, ways: list[int], shots: list[int], folds: int, seed: int, source: Source
+    modelnet: str, out: Path, ways: list[int], shots: list[int], folds: int, seed: int, source: Source = "auto"
 ) -> int:
     """Pickles in the released form below `out`; number of files written. Existing files are left alone."""
     data = {part: modelnet40(modelnet, part, source=source, normals=True) for part in SPLITS}

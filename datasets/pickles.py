@@ -30,9 +30,7 @@ for _core in ("numpy.core", "numpy._core"):  # before and since NumPy 2; the fun
 class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
-            raise UserError(
-                f"it asks for {module}.{name}, which could run code; only arrays, numbers and lists are read"
-            )
+            raise UserError(f"it asks for {module}.{name}, which could run code; only plain data are read")
         return ALLOWED[module, name]
 
 

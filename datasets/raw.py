@@ -17,7 +17,7 @@ class Entry(NamedTuple):
 
     pattern: str  # glob below the root
     about: str
-    count: int | None = None  # files that the complete set has
+    number: int  # files that the complete set has
     advice: str = ""  # where it comes from if it is missing
     required: bool = True
 

@@ -1,7 +1,7 @@
 """S3DIS: indoor rooms, every point labelled with one of 13 classes; six areas, one of which tests.
 
-    blocks  all_files.txt, room_filelist.txt, ply_data_all_*.h5    4,096 points, nine channels (indoor3d_sem_seg_hdf5_data)
-    rooms   Area_<k>_<type>_<n>.npy                                x y z r g b class, metres and 0-255 (stanford_indoor3d)
+    blocks  all_files.txt, room_filelist.txt, ply_data_all_*.h5   4,096 points, nine channels
+    rooms   Area_<k>_<type>_<n>.npy                               x y z r g b class, metres and 0-255
 
 points are x y z, features the other six channels: red, green, blue and the place in the room, all from 0 to 1.
 """
@@ -9,6 +9,7 @@ points are x y z, features the other six channels: red, green, blue and the plac
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -27,33 +28,13 @@ FOLDER = "S3DIS"
 SPLITS = ("train", "test")
 Form = Literal["auto", "blocks", "rooms"]
 PARTS = [
-    "ceiling",
-    "floor",
-    "wall",
-    "beam",
-    "column",
-    "window",
-    "door",
-    "table",
-    "chair",
-    "sofa",
-    "bookcase",
-    "board",
+    "ceiling", "floor", "wall", "beam", "column", "window", "door", "table", "chair", "sofa", "bookcase", "board",
     "clutter",
-]
+]  # fmt: skip
 ROOM_TYPES = [
-    "WC",
-    "auditorium",
-    "conferenceRoom",
-    "copyRoom",
-    "hallway",
-    "lobby",
-    "lounge",
-    "office",
-    "openspace",
-    "pantry",
-    "storage",
-]
+    "WC", "auditorium", "conferenceRoom", "copyRoom", "hallway", "lobby", "lounge", "office", "openspace",
+    "pantry", "storage",
+]  # fmt: skip
 ROOM = re.compile(r"(Area_(\d))_([A-Za-z]+)_\d+")
 BLOCKS, ROOMS = "indoor3d_sem_seg_hdf5_data", "stanford_indoor3d (made from the S3DIS release by collect_indoor3d_data)"
 TREE = (
@@ -82,7 +63,7 @@ def s3dis(
     check_split("s3dis", split, SPLITS)
     if not 1 <= area <= 6:
         raise UserError(f"s3dis: area must be 1 to 6, not {area}")
-    form = _form(root, cache) if form == "auto" else form
+    form = find_form(root, cache) if form == "auto" else form
     folder, key = pack_folder(root, cache), pack_key(form)
     parts = [f"Area_{number}" for number in range(1, 7) if (number == area) == (split == "test")]
     if form == "blocks":
@@ -91,7 +72,7 @@ def s3dis(
     return RoomCrops(listed, arrays, offsets, rows, split, num_points, block)
 
 
-def _form(root: str, cache: str | None) -> Form:
+def find_form(root: str, cache: str | None) -> Form:
     folder = pack_folder(root, cache)
     forms: tuple[tuple[Form, str], ...] = (("rooms", "Area_*.npy"), ("blocks", "ply_data_all_*.h5"))
     for form, pattern in forms:
@@ -106,7 +87,7 @@ def pack_key(form: Form = "auto") -> str:
 
 def listing(root: str, form: Form = "auto") -> Listing:
     base = find_root(root, "s3dis")
-    form = _form(root, None) if form == "auto" else form
+    form = find_form(root, None) if form == "auto" else form
     return _rooms(base) if form == "rooms" else _blocks(base)
 
 
@@ -154,7 +135,7 @@ def _listing(name: str, ids: list[str], rooms: Sequence[str], read, files: list[
 
 
 def crop(xyz: np.ndarray, colors: np.ndarray, chosen: np.ndarray, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points (P, 3) around the centre, z kept, and features (P, 6): colours, place in the room as a share of its size."""
+    """Points (P, 3) around the centre, z kept; features (P, 6): colours, place in the room as a share of its size."""
     points = xyz[chosen]
     features = np.concatenate([colors[chosen] / 255.0, points / xyz.max(axis=0)], axis=1)
     return points - centre * (1, 1, 0), features
@@ -185,6 +166,7 @@ class RoomCrops(PointClouds):
             normalized=False,
         )
         self.arrays, self.offsets, self.rooms, self.block = arrays, offsets, rows, block
+        self.seeds = [zlib.crc32(name.encode()) for name in listed.ids]
 
     def room(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """x y z (T, 3), colours (T, 3) of 0 to 255, classes (T,) of a whole room; `rooms` lists those of this split."""
@@ -208,7 +190,7 @@ class RoomCrops(PointClouds):
     def _item(self, row: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """A crop that is a function of the seed: around points drawn until there is enough around one."""
         xyz, colors, seg = self.room(row)
-        rng = np.random.default_rng([row, seed])
+        rng = np.random.default_rng([self.seeds[row], seed])
         inside, centre = np.zeros(0, np.int64), xyz[0]
         for _ in range(TRIES):
             tried = xyz[rng.integers(len(xyz))]

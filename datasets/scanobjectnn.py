@@ -17,22 +17,9 @@ from utils.errors import UserError
 FOLDER = "ScanObjectNN"
 SPLITS = ("train", "test")
 CLASSES = [
-    "bag",
-    "bin",
-    "box",
-    "cabinet",
-    "chair",
-    "desk",
-    "display",
-    "door",
-    "shelf",
-    "table",
-    "bed",
-    "pillow",
-    "sink",
-    "sofa",
-    "toilet",
-]
+    "bag", "bin", "box", "cabinet", "chair", "desk", "display", "door", "shelf", "table", "bed", "pillow", "sink",
+    "sofa", "toilet",
+]  # fmt: skip
 SUFFIXES = {"t25": "_augmented25_norot", "t25r": "_augmented25rot", "t50r": "_augmentedrot"}
 VARIANTS = {  # name: folder, end of the file names
     "hardest": ("main_split", "_augmentedrot_scale75"),
@@ -49,7 +36,7 @@ TREE = tuple(
     for stem in ("training", "test")
 )
 COUNTS = {"hardest": {"train": 11416, "test": 2882}, "objbg": {"train": 2309, "test": 581}}
-COUNTS |= {"objonly": COUNTS["objbg"]}
+COUNTS |= {"objonly": COUNTS["objbg"]}  # of the published protocols
 
 
 def scanobjectnn(
@@ -106,4 +93,5 @@ def listing(root: str, variant: str = "hardest") -> Listing:
         parts=parts,
         class_names=CLASSES,
         read=read,
+        expected=COUNTS.get(variant.removesuffix("_nobg"), {}),
     )

@@ -21,23 +21,9 @@ FOLDER = "shapenetcore_partanno_segmentation_benchmark_v0_normal"
 SPLITS = ("trainval", "train", "val", "test")
 COUNTS = {"train": 12137, "val": 1870, "test": 2874}
 SYNSETS = [
-    "02691156",
-    "02773838",
-    "02954340",
-    "02958343",
-    "03001627",
-    "03261776",
-    "03467517",
-    "03624134",
-    "03636649",
-    "03642806",
-    "03790512",
-    "03797390",
-    "03948459",
-    "04099429",
-    "04225987",
-    "04379243",
-]
+    "02691156", "02773838", "02954340", "02958343", "03001627", "03261776", "03467517", "03624134", "03636649",
+    "03642806", "03790512", "03797390", "03948459", "04099429", "04225987", "04379243",
+]  # fmt: skip
 TREE = (
     Entry("synsetoffset2category.txt", "names of the 16 categories", 1, "not needed, it is known", required=False),
     Entry("[0-9]*/*.txt", "clouds", 16881, "the archive shapenetcore_partanno_segmentation_benchmark_v0_normal.zip"),
@@ -102,6 +88,7 @@ def listing(root: str) -> Listing:
         normalized=True,
         shuffled=True,
         notes=notes,
+        expected=COUNTS,
     )
 
 

@@ -1,6 +1,7 @@
 """The packed form of a data set: a folder of plain arrays, memory-mapped when read, written once and resumably.
 
-    points.f4 (T, 3), normals.f4 (T, 3), seg.u1 (T,), colors.u1 (T, 3), features.f4 (T, F)   all clouds one after the other
+    points.f4 (T, 3), normals.f4 (T, 3), seg.u1 (T,), colors.u1 (T, 3), features.f4 (T, F)
+                     all clouds one after the other
     sizes.i8 (n,)    points of each cloud
     meta.json        ids, labels, splits, names, and a checksum of every array; written last
 
@@ -9,6 +10,7 @@ While it is written the folder is called `<name>.part`; a second attempt continu
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -45,9 +47,7 @@ def open_store(path: Path) -> tuple[Listing, Columns, np.ndarray] | None:
     arrays = {key: _mapped(path, key, meta) for key in meta["arrays"] if key != "sizes"}
     for key, array in arrays.items():
         if len(array) != offsets[-1]:
-            raise UserError(
-                f"{path}: '{key}' holds {len(array)} points, 'sizes' promises {offsets[-1]}; {_again(path)}"
-            )
+            raise UserError(f"{path}: '{key}' holds {len(array)} points, not {offsets[-1]}; {_again(path)}")
 
     def refuse(index: int) -> Columns:
         raise UserError(f"{path}: is packed; its raw files were not listed")
@@ -63,20 +63,17 @@ def write_store(path: Path, listing: Listing) -> None:
     done = _resume(part, listing)
     bar = tqdm(range(done, len(listing.ids)), initial=done, total=len(listing.ids), desc=path.name, unit="cloud")
     files: dict[str, Any] = {}
-    try:
+    with contextlib.ExitStack() as opened:
         for index in bar:
             columns = dict(listing.cloud(index))
             columns["sizes"] = np.array([len(columns["points"])])
             for key, values in columns.items():  # 'sizes' comes last: a cloud counts once all of it is written
                 if key not in files:
-                    files[key] = open(part / _file(key), "ab")
+                    files[key] = opened.enter_context(open(part / _file(key), "ab"))
                 files[key].write(np.ascontiguousarray(values, KINDS[key]).tobytes())
             if index % FLUSH_EVERY == 0:
                 _flush(files)
         _flush(files)
-    finally:
-        for file in files.values():
-            file.close()
     meta = {"format": FORMAT, "plan": _plan(listing), "labels": listing.labels.tolist()}
     meta |= {key: _plain(getattr(listing, key)) for key in SAVED}
     meta["arrays"] = {key: _facts(part, key, listing) for key in KINDS if (part / _file(key)).is_file()}
