@@ -20,12 +20,11 @@ import yaml
 
 from datasets import DATASETS, store
 from datasets.modelnet_fewshot import write_folds
-from datasets.raw import pack_folder
 from tools.cli import Parser
-from tools.data_check import check
+from tools.data_check import check, pack_path, taken_by
 from tools.data_show import show
 from utils.errors import UserError
-from utils.schema import check_arguments, hint, parameters
+from utils.schema import check_arguments, hint
 
 NAMES = ("shapenet55", "modelnet40", "modelnet_fewshot", "scanobjectnn", "shapenetpart", "s3dis")
 
@@ -52,14 +51,10 @@ def parse_options(words: Sequence[str], name: str) -> dict[str, Any]:
     return options
 
 
-def taken_by(function: Any, options: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if key in parameters(function)}
-
-
 def pack(module: ModuleType, root: str, options: dict[str, Any]) -> Path:
     """Write the packed form unless it is there, whole and of the same clouds."""
     listing = module.listing(root, **taken_by(module.listing, options))
-    path = pack_folder(root, options.get("cache")) / _key(module, root, options)
+    path = pack_path(module, root, options)
     for note in listing.notes:
         print(f"NOTE  {note}")
     if path.is_dir() and store.is_current(path, listing) and not store.verify(path):
@@ -69,14 +64,6 @@ def pack(module: ModuleType, root: str, options: dict[str, Any]) -> Path:
     size = sum(file.stat().st_size for file in path.iterdir()) / 2**20
     print(f"{path}: {len(listing.ids):,} clouds, {size:,.0f} MiB, checksums and a second look at raw files agree")
     return path
-
-
-def _key(module: ModuleType, root: str, options: dict[str, Any]) -> str:
-    """Name of the packed form; rooms and blocks of S3DIS are told apart by what is there."""
-    taken = taken_by(module.pack_key, options)
-    if "form" in parameters(module.pack_key) and taken.get("form", "auto") == "auto":
-        taken["form"] = module.find_form(root, options.get("cache"))
-    return module.pack_key(**taken)
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:

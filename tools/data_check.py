@@ -22,6 +22,18 @@ SAMPLE = 64  # clouds read unless all are asked for
 NAMED = 5  # files that are named before the rest is counted
 
 
+def taken_by(function: Any, options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key in parameters(function)}
+
+
+def pack_path(module: ModuleType, root: str, options: dict[str, Any]) -> Path:
+    """The packed form of these options; rooms and blocks of S3DIS are told apart by what is there."""
+    taken = taken_by(module.pack_key, options)
+    if "form" in parameters(module.pack_key) and taken.get("form", "auto") == "auto":
+        taken["form"] = module.find_form(root, options.get("cache"))
+    return pack_folder(root, options.get("cache")) / module.pack_key(**taken)
+
+
 def check(name: str, module: ModuleType, root: str, options: dict[str, Any], every: bool = False) -> list[Finding]:
     """Findings in order; the last ones say what to do."""
     base = Path(root).expanduser()
@@ -32,7 +44,7 @@ def check(name: str, module: ModuleType, root: str, options: dict[str, Any], eve
     for entry in module.TREE:
         findings += check_entry(base, entry)
     try:
-        listing = module.listing(root, **_taken(module.listing, options))
+        listing = module.listing(root, **taken_by(module.listing, options))
     except UserError as error:
         return [*findings, ("FAIL", str(error))]
     findings += [("NOTE", note) for note in listing.notes]
@@ -52,7 +64,7 @@ def check_entry(base: Path, entry: Entry) -> Iterator[Finding]:
     for path in found if entry.number <= 2 else []:
         if path.suffix in (".txt", ".json"):
             content = path.read_bytes()
-            lines = f"{content.count(b'\n'):,} lines, " if path.suffix == ".txt" else ""
+            lines = f"{len(content.splitlines()):,} lines, " if path.suffix == ".txt" else ""
             yield "", f"  {path.name}: {lines}sha256 {hashlib.sha256(content).hexdigest()[:16]}"
 
 
@@ -78,7 +90,7 @@ def check_counts(listing: Listing) -> Iterator[Finding]:
             state, f"{part}: {found:,} clouds" + ("" if found == wanted else f", the complete set has {wanted:,}")
         )  # fmt: skip
     table = np.zeros((len(listing.class_names), len(parts)), np.int64)
-    np.add.at(table, (listing.labels, [parts.index(part) for part in listing.parts]), 1)
+    np.add.at(table, (listing.labels, np.array([parts.index(part) for part in listing.parts])), 1)
     width = max(len(name) for name in listing.class_names)
     yield "", f"{'class':<{width}} " + " ".join(f"{part:>7}" for part in parts)
     for name, row in zip(listing.class_names, table):
@@ -102,10 +114,11 @@ def check_clouds(listing: Listing, every: bool) -> Iterator[Finding]:
             continue
         points = columns["points"]
         centre = points.mean(axis=0, dtype=np.float64)
-        facts.append((len(points), np.linalg.norm(centre), np.linalg.norm(points - centre, axis=1).max()))
+        parts = (columns["seg"].min(), columns["seg"].max()) if "seg" in columns else ()
+        facts.append(
+            (len(points), float(np.linalg.norm(centre)), np.linalg.norm(points - centre, axis=1).max(), *parts)
+        )
         clouds = [columns]
-        if "seg" in columns:
-            facts[-1] += (columns["seg"].min(), columns["seg"].max())
     yield from _named("FAIL", "damaged", damaged)
     if not clouds:
         return
@@ -122,10 +135,7 @@ def check_clouds(listing: Listing, every: bool) -> Iterator[Finding]:
 
 
 def check_pack(name: str, module: ModuleType, listing: Listing, base: Path, options: dict[str, Any]) -> list[Finding]:
-    given = _taken(module.pack_key, options)
-    if "form" in parameters(module.pack_key) and given.get("form", "auto") == "auto":
-        given["form"] = listing.name.removeprefix("s3dis_")
-    path = pack_folder(str(base), options.get("cache")) / module.pack_key(**given)
+    path = pack_path(module, str(base), options)
     if not path.is_dir():
         return [("NOTE", f"{path}: not packed; python -m tools.data pack {name} --root {base}")]
     try:
@@ -151,7 +161,3 @@ def _named(state: str, what: str, things: list) -> Iterator[Finding]:
         yield state, f"{what}: {thing}"
     if len(things) > NAMED:
         yield state, f"{what}: {len(things) - NAMED:,} more"
-
-
-def _taken(function: Any, options: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if key in parameters(function)}

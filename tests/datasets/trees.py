@@ -118,7 +118,7 @@ def write_shapenetpart(root: Path, each: tuple[int, int, int] = (2, 1, 1), point
                 size = points + 7 * number + label
                 seg = parts[np.arange(size) % len(parts)][:, None]
                 table = np.concatenate(
-                    [cloud(100 * label + number, size, 6) + np.float32([1, 2, 3, 0, 0, 0]), seg], axis=1
+                    [cloud(100 * label + number, size, 6) + np.array([1, 2, 3, 0, 0, 0]), seg], axis=1
                 )
                 np.savetxt(root / synset / f"t{number}.txt", table, fmt="%.6f")
                 lists[part].append(f"shape_data/{synset}/t{number}")
