@@ -96,7 +96,11 @@ def check_counts(listing: Listing) -> Iterator[Finding]:
     for name, row in zip(listing.class_names, table):
         wanted = listing.expected_classes.get(name)
         odd = "" if wanted in (None, row.sum()) else f"   the complete set has {wanted} together"
-        yield "", f"{name:<{width}} " + " ".join(f"{count:>7,}" for count in row) + odd
+        if row.any():
+            yield "", f"{name:<{width}} " + " ".join(f"{count:>7,}" for count in row) + odd
+    yield from _named(
+        "NOTE", "no clouds of class", [name for name, row in zip(listing.class_names, table) if not row.any()]
+    )
 
 
 def check_clouds(listing: Listing, every: bool) -> Iterator[Finding]:
