@@ -33,8 +33,8 @@ class Windows:
         begins, sizes = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
         starts = np.zeros_like(sizes) if draws is None else (draws * sizes).astype(np.int64)
         for i, (begin, size, start) in enumerate(zip(begins.tolist(), sizes.tolist(), starts.tolist())):
-            if start + num_points <= size:
-                taken[i] = self.flat[begin + start : begin + start + num_points]
-            else:
-                taken[i] = self.flat[begin + (start + np.arange(num_points)) % size]
+            end = start + num_points
+            taken[i, : size - start] = self.flat[begin + start : begin + min(end, size)]
+            if end > size:  # round to its start, once or more often
+                taken[i, size - start :] = self.flat[begin + np.arange(end - size) % size]
         return taken

@@ -1,0 +1,1 @@
+"""Measurements, each in one run against what it is compared with: python -m tools.bench.NAME"""
