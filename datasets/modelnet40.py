@@ -190,14 +190,14 @@ def class_names(base: Path, classes: int = 40) -> list[str]:
 
 
 def _from_hdf5(base: Path, classes: int) -> Listing:
-    """Blocks of clouds. The files are taken by number: the lists that come along only name them."""
+    """Blocks of clouds and their labels."""
     names = class_names(base)
     data: list[tuple[np.ndarray, int]] = []
     labels: list[int] = []
     parts: list[str] = []
     kept = range(len(names)) if classes == 40 else [names.index(name) for name in TEN]
     for part in SPLITS:
-        files = sorted(base.glob(f"ply_data_{part}*.h5"), key=lambda path: int(re.sub(r"\D", "", path.stem) or 0))
+        files = _blocks(base, part)
         if not files:
             raise UserError(f"{base}: no ply_data_{part}*.h5 in it; they come with modelnet40_ply_hdf5_2048.zip")
         for path in files:
@@ -215,3 +215,11 @@ def _from_hdf5(base: Path, classes: int) -> Listing:
 
     ids = [f"{part}/{number}" for number, part in enumerate(parts)]
     return Listing("", ids, np.array(labels), parts, [names[value] for value in kept], read)
+
+
+def _blocks(base: Path, part: str) -> list[Path]:
+    """The files that the list names, by their last component; without a list those that are there, by number."""
+    listed = base / f"{part}_files.txt"
+    if listed.is_file():
+        return [base / Path(line).name for line in read_lines(listed)]
+    return sorted(base.glob(f"ply_data_{part}*.h5"), key=lambda path: int(re.sub(r"\D", "", path.stem) or 0))

@@ -63,6 +63,8 @@ def write_modelnet_hdf5(root: Path, train: int = 10, test: int = 6, points: int 
     root.mkdir(parents=True, exist_ok=True)
     (root / "shape_names.txt").write_text("airplane\nbathtub\nbed\n")
     for part, files, count in (("train", 2, train), ("test", 1, test)):
+        lines = [f"data/modelnet40_ply_hdf5_2048/ply_data_{part}{number}.h5\n" for number in range(files)]
+        (root / f"{part}_files.txt").write_text("".join(lines))
         for number in range(files):
             with h5py.File(root / f"ply_data_{part}{number}.h5", "w") as file:
                 clouds = np.stack([cloud(100 * number + i + count, points) for i in range(count)])

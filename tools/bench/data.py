@@ -1,8 +1,9 @@
 """How fast clouds are read: python -m tools.bench.data
 
 The packed form through our loader, against a data set that opens one file an item, as upstream writes it: np.load,
-a shuffled index array, the first points of it, then normalised. Both give batches of 128 normalised clouds of 1,024
-points out of 8,192; both run in this process, in turn, on files that the system keeps in memory; best of several. Once with and once without the normalisation, so that reading alone can be told from arithmetic.
+a shuffled index array, the first points of it, then normalised. Both give batches of 128 clouds of 1,024 points out of
+8,192, both in this process, in turn, on files that the system keeps in memory; best of several. Once with and once
+without the normalisation, so that reading alone can be told from arithmetic.
 """
 
 from __future__ import annotations
