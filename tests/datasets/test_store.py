@@ -24,7 +24,7 @@ def test_an_interrupted_pack_continues(root, tmp_path, stop, lost):
     store.write_store(whole, shapenetpart.listing(str(root)))
     path = tmp_path / "broken"
     listing = shapenetpart.listing(str(root))
-    read, calls = listing.read, []
+    read, calls = listing.read, list[int]()
 
     def interrupted(index):
         if len(calls) > stop + 1:
@@ -44,8 +44,13 @@ def test_an_interrupted_pack_continues(root, tmp_path, stop, lost):
         sizes = np.fromfile(part / "sizes.i8", "<i8")
         sizes[:-1].tofile(part / "sizes.i8")
     again = shapenetpart.listing(str(root))
-    read_again, seen = again.read, []
-    again.read = lambda index: seen.append(index) or read_again(index)
+    read_again, seen = again.read, list[int]()
+
+    def noted(index):
+        seen.append(index)
+        return read_again(index)
+
+    again.read = noted
     store.write_store(path, again)
     assert contents(path) == contents(whole) and not part.exists()
     assert stop < 17 or len(seen) < 64 + 30  # the rest and the second look, not everything anew
@@ -83,7 +88,7 @@ def test_damage_is_told(root):
 
 def test_a_raw_file_that_changes_meanwhile_is_noticed(root, tmp_path):
     listing = shapenetpart.listing(str(root))
-    read, count = listing.read, []
+    read, count = listing.read, list[int]()
 
     def changing(index):
         count.append(index)

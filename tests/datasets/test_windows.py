@@ -29,8 +29,8 @@ def clouds(count: int = 24, points: int = 64, window: int = 16) -> PointClouds:
     flat = np.random.default_rng(0).normal(size=(count * points, 3)).astype(np.float32)
     seg = np.arange(count * points)
     offsets = np.arange(count + 1) * points
-    named = {"name": "w", "split": "train", "seg": Windows(seg, offsets, window)}
-    return PointClouds(Windows(flat, offsets, window), np.zeros(count, int), ["a"], **named)
+    parts = Windows(seg, offsets, window)
+    return PointClouds(Windows(flat, offsets, window), np.zeros(count, int), ["a"], name="w", split="train", seg=parts)
 
 
 def seen(loader: Loader, epoch: int, skip: int = 0) -> list[list[int]]:
