@@ -19,7 +19,7 @@ class Entry(NamedTuple):
     about: str
     number: int  # files that the complete set has
     advice: str = ""  # where it comes from if it is missing
-    required: bool = True
+    required: bool = True  # False: one of several forms, or something that may be worked out from the rest
 
 
 def find_root(root: str, name: str) -> Path:

@@ -20,8 +20,8 @@ SPLITS = ("train", "test", "whole")
 WHERE = "the archive lacks it; it lies in the Point-BERT repository, data/ShapeNet55-34/ShapeNet-55/"
 TREE = (
     Entry("shapenet_pc/*.npy", "clouds", 52470, "the archive ShapeNet55.zip of Point-BERT's data page"),
-    Entry("ShapeNet-55/train.txt", "list of 41,952 files", 1, WHERE),
-    Entry("ShapeNet-55/test.txt", "list of 10,518 files", 1, WHERE),
+    Entry("ShapeNet-55/train.txt", "list of 41,952 files", 1, WHERE, required=False),
+    Entry("ShapeNet-55/test.txt", "list of 10,518 files", 1, WHERE, required=False),
 )
 COUNTS = {"train": 41952, "test": 10518}
 SYNSETS = {

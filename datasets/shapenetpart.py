@@ -28,7 +28,13 @@ TREE = (
     Entry("synsetoffset2category.txt", "names of the 16 categories", 1, "not needed, it is known", required=False),
     Entry("[0-9]*/*.txt", "clouds", 16881, "the archive shapenetcore_partanno_segmentation_benchmark_v0_normal.zip"),
     *(
-        Entry(f"train_test_split/shuffled_{part}_file_list.json", f"list of {count:,} clouds", 1, "the same archive")
+        Entry(
+            f"train_test_split/shuffled_{part}_file_list.json",
+            f"list of {count:,} clouds",
+            1,
+            "the same archive",
+            required=False,
+        )
         for part, count in COUNTS.items()
     ),
 )

@@ -46,7 +46,8 @@ def check(name: str, module: ModuleType, root: str, options: dict[str, Any], eve
     try:
         listing = module.listing(root, **taken_by(module.listing, options))
     except UserError as error:
-        return [*findings, ("FAIL", str(error))]
+        findings.append(("FAIL", str(error)))
+        return [*findings, *advice(findings, name)]
     findings += [("NOTE", note) for note in listing.notes]
     findings += [*check_files(listing), *check_counts(listing), *check_clouds(listing, every)]
     findings += check_pack(name, module, listing, base, options)
