@@ -18,7 +18,7 @@ from utils.errors import UserError
 from utils.random import BatchRandom
 
 Batch = dict[str, Tensor]
-PER_POINT = ("points", "seg", "normals")
+PER_POINT = ("points", "seg", "normals", "features")
 AXES = {"x": 0, "y": 1, "z": 2}
 
 
@@ -147,9 +147,12 @@ class Normalize:
     """Centre on the mean and scale the largest radius to 1."""
 
     def __call__(self, batch: Batch, rng: BatchRandom) -> Batch:
-        points = batch["points"] - batch["points"].mean(dim=1, keepdim=True)
-        radius = points.norm(dim=-1).amax(dim=1)[:, None, None]
-        return {**batch, "points": points / radius.clamp(min=1e-12)}
+        # (B, 3, N): long rows are reduced several times faster than columns of three
+        rows = batch["points"].transpose(1, 2).clone(memory_format=torch.contiguous_format)
+        rows -= rows.mean(dim=2, keepdim=True)
+        radius = rows.square().sum(dim=1).amax(dim=1).sqrt()[:, None, None]
+        rows /= radius.clamp(min=1e-12)
+        return {**batch, "points": rows.transpose(1, 2).contiguous()}
 
 
 class RandomPoints:

@@ -356,7 +356,9 @@ class Runner:
         """Another configuration would be another run; only how long and how often may change."""
         before, now = (dict(flatten({**config, "device": None})) for config in (old, self.config))
         for key in [*now, *before]:
-            if before.get(key) != now.get(key) and not (key in MAY_CHANGE or key.endswith((".path", ".cache"))):
+            if before.get(key) != now.get(key) and not (
+                key in MAY_CHANGE or key.endswith((".path", ".root", ".cache"))
+            ):
                 raise UserError(
                     f"{key}: {now.get(key)} now, but {before.get(key)} in the run to continue; use its "
                     f"{self.experiment.folder / 'config.yaml'}, or start a new run from it with --ckpts"
