@@ -8,6 +8,7 @@ DATASETS = Registry(
         "synthetic_shapes": "datasets.synthetic:synthetic_shapes",
         "packed": "datasets.packed:packed",
         "folder": "datasets.folder:folder",
+        "rooms": "datasets.rooms:rooms",
     },
 )
 

@@ -113,8 +113,8 @@ class PartHead(nn.Module):
             return []
         if category is None:
             raise UserError(f"category: this network knows {self.num_categories} categories and needs that of a cloud")
-        one_hot = F.one_hot(category, self.num_categories).to(self.label[0].weight.dtype)
-        return [self.label(one_hot)]
+        one_hot = F.one_hot(category, self.num_categories)
+        return [self.label(one_hot.type_as(next(self.label.parameters())))]
 
 
 def thirds(depth: int) -> list[int]:
