@@ -17,7 +17,7 @@ from tools.runner import Runner
 from tools.splits import DataSplits, check_data
 from tools.tasks.base import Task
 from utils import dist
-from utils.checkpoint import LoadReport, load_weights, read_checkpoint, weights_in
+from utils.checkpoint import LoadReport, load_weights, weights_in
 from utils.errors import UserError
 from utils.schema import check_arguments, check_required, check_type, hint, parameters
 
@@ -99,9 +99,9 @@ def build_model(config: Mapping[str, Any], data: DataSplits) -> nn.Module:
     return MODELS.build(cfg, "model", **extra)
 
 
-def load_into(model: nn.Module, path: str, *, whole: bool) -> LoadReport:
+def load_into(model: nn.Module, checkpoint: Mapping[str, Any], path: str, *, whole: bool) -> LoadReport:
     """Weights of ours or of the official code. whole: every tensor must be there (to test a finished model)."""
-    weights = weights_in(read_checkpoint(path), path)
+    weights = weights_in(checkpoint, path)
     report = load_weights(model, weights, path, getattr(model, "key_map", None), may_differ=() if whole else NEW_HEAD)
     if whole and report.missing:
         raise UserError(f"{report.summary()}: a finished model is needed here; fine-tune it first")

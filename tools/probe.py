@@ -20,7 +20,7 @@ from utils.errors import UserError
 C_GRID = (0.01, 0.1, 1.0, 10.0, 100.0)  # times 1 / width of the features
 K_GRID = (1, 5, 10, 20)
 FOLDS = 3
-PROBES = ("svm", "svm_cv", "knn", "linear")
+PROBES = ("svm", "svm_cv", "knn", "linear", "prototype")
 
 
 @dataclass
@@ -71,6 +71,7 @@ def run_probes(model: nn.Module, data: DataSplits, autocast: Autocast, names: tu
         "svm_cv": svm_cv,
         "knn": knn,
         "linear": linear,
+        "prototype": prototype,
     }
     rows = []
     for name in names:
@@ -120,6 +121,20 @@ def linear(train: Features, test: Features) -> Score:
         return make_pipeline(StandardScaler(), LogisticRegression(C=c / train.x.shape[1], max_iter=300))
 
     return _chosen(make, C_GRID, train, test, "logistic regression on standardised features, C x width")
+
+
+def prototype(train: Features, test: Features) -> Score:
+    """The class whose mean unit vector is nearest by angle, after the mean of the training features is taken off."""
+    mean = train.x.mean(axis=0)
+    support, query = _unit(train.x - mean), _unit(test.x - mean)
+    classes = np.unique(train.y)
+    means = np.stack([support[train.y == label].mean(axis=0) for label in classes])
+    prediction = classes[np.argmax(query @ _unit(means).T, axis=1)]
+    return Score(_percent(prediction, test.y), "nearest class mean by angle, features centred")
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
 def _chosen(make, grid: tuple, train: Features, test: Features, protocol: str) -> Score:
