@@ -100,18 +100,37 @@ class RoomBlocks(PointClouds):
         batch = super().fetch(positions, *args)
         return {**batch, "source": torch.from_numpy(self.source[batch["index"].numpy()])}
 
-    def each_room(self) -> Iterator[tuple[PointClouds, int, ndarray]]:
-        """For every room: its blocks, the number of its first point in `source`, and the labels of its points."""
-        assert self.groups is not None
-        for number in np.unique(self.groups[self.index]):
-            begin, end = self.first[number], self.first[number + 1]
-            members = np.flatnonzero(self.groups[self.index] == number)
-            yield self.subset(members, self.split), int(begin), self.truth[begin:end]
-
     def subset(self, positions: ndarray, split: str) -> PointClouds:
         part = object.__new__(type(self))
         part.__dict__ = {**self.__dict__, "index": self.index[positions], "split": split}
         return part
+
+
+def each_room(data: PointClouds) -> Iterator[tuple[PointClouds, int, ndarray]] | None:
+    """For every room: its blocks, the number of its first point in `source`, and the labels of its points.
+
+    None for data that are no rooms. A data set that keeps rooms whole has `rooms`, their numbers, and
+    `room(number)` -> x y z (n, 3), ..., labels (n,); it is cut into half overlapping blocks of the size of its crops.
+    """
+    if isinstance(data, RoomBlocks):
+        return _own_rooms(data)
+    return _cut_rooms(data) if hasattr(data, "room") else None
+
+
+def _own_rooms(data: RoomBlocks) -> Iterator[tuple[PointClouds, int, ndarray]]:
+    assert data.groups is not None
+    of_room = data.groups[data.index]
+    for number in np.unique(of_room):
+        begin, end = data.first[number], data.first[number + 1]
+        yield data.subset(np.flatnonzero(of_room == number), data.split), int(begin), data.truth[begin:end]
+
+
+def _cut_rooms(data) -> Iterator[tuple[PointClouds, int, ndarray]]:
+    sizes = {"num_points": data.num_points, "block_size": data.block, "stride": data.block / 2}
+    for number in data.rooms:
+        points, *_, seg = data.room(number)
+        room = RoomBlocks([Room(points, seg)], data.part_names, name=data.name, split=data.split, **sizes)
+        yield room, 0, room.truth
 
 
 def blocks(points: ndarray, block_size: float, stride: float) -> Iterator[tuple[tuple[float, float], ndarray]]:

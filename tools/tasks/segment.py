@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.loader import Loader
-from datasets.rooms import RoomBlocks
+from datasets.rooms import each_room
 from datasets.transforms import apply_all
 from tools.draw import draw_clouds
 from tools.splits import DataSplits
@@ -134,9 +134,9 @@ class SemanticSegmentation(Segmentation):
     def conclude(self, model: nn.Module, data: DataSplits, autocast: Autocast) -> list[dict]:
         if data.test is None:
             return []
-        if isinstance(data.test.dataset, RoomBlocks):
-            confusion, protocol = self._whole_rooms(model, data, autocast), "whole rooms, overlapping blocks vote"
-        else:
+        confusion = self._whole_rooms(model, data.test, data, autocast)
+        protocol = "whole rooms, overlapping blocks vote"
+        if confusion is None:
             confusion, protocol = self._blocks(model, data.test, data, autocast), "points of the blocks"
         common = {"split": "test", "protocol": protocol}
         rows: list[dict] = [{"metric": key, "value": value, **common} for key, value in figures(confusion).items()]
@@ -151,11 +151,14 @@ class SemanticSegmentation(Segmentation):
                 confusion.add(model(batch["points"], batch["label"]).argmax(dim=-1).flatten(), batch["seg"].flatten())
         return confusion.reduce()
 
-    def _whole_rooms(self, model: nn.Module, data: DataSplits, autocast: Autocast) -> Confusion:
-        assert data.test is not None and isinstance(data.test.dataset, RoomBlocks)
-        confusion = Confusion(data.num_parts, data.test.device)
-        for blocks, first, truth in data.test.dataset.each_room():
-            loader = Loader(blocks, data.test.batch_size, data.test.device)
+    def _whole_rooms(self, model: nn.Module, test: Loader, data: DataSplits, autocast: Autocast) -> Confusion | None:
+        """Every point of every room once; None where the data are no rooms."""
+        found = each_room(test.dataset)
+        if found is None:
+            return None
+        confusion = Confusion(data.num_parts, test.device)
+        for blocks, first, truth in found:
+            loader = Loader(blocks, test.batch_size, test.device)
             votes = self._room_votes(model, loader, data, autocast, first, len(truth))
             labels = torch.from_numpy(truth).to(votes.device)
             if (votes.sum(dim=1) == 0)[labels >= 0].any():
