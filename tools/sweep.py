@@ -45,9 +45,9 @@ def sweep(
     args: argparse.Namespace, config: dict[str, Any], run: Callable[[argparse.Namespace, dict[str, Any]], None]
 ) -> None:
     """Run what is not there yet, then write and print means and standard deviations."""
-    summary = Experiment(args.root, args.config, prefix(args) + args.exp_name, overwrite=args.overwrite or args.resume)
-    if (summary.folder / "environment.json").is_file():
-        raise UserError(f"{summary.folder}: is the folder of a single run; choose another --exp_name for several")
+    summary = Path(args.root) / Path(args.config).stem / (prefix(args) + args.exp_name)
+    if (summary / "environment.json").is_file():
+        raise UserError(f"{summary}: is the folder of a single run; choose another --exp_name for several")
     runs = plan(args, config)
     for each in runs:
         prepare(each)
@@ -57,7 +57,7 @@ def sweep(
         get_logger().info(f"run {number}/{len(runs)} {'was there' if each.done else 'done'}: {each.folder}")
     dist.barrier()
     if dist.is_main():
-        write_summary(summary.folder, runs, args)
+        write_summary(summary, runs, args)
 
 
 def plan(args: argparse.Namespace, config: dict[str, Any]) -> list[Run]:
@@ -155,6 +155,9 @@ def summary_row(group: list[dict], kept: tuple[str, ...], kind: str) -> dict:
     same = {key: group[0][key] for key in kept if key in group[0]}
     if any(row.get("protocol") != group[0].get("protocol") for row in group):
         same["protocol"] = group[0]["protocol"].rpartition(", ")[0] + ", chosen in each run"
+    details = [row["per_class"] for row in group if row.get("per_class")]
+    if details and all(each.keys() == details[0].keys() for each in details):  # folds have other classes each
+        same["per_class"] = {name: statistics.fmean(each[name] for each in details) for name in details[0]}
     return {
         **same,
         "value": statistics.fmean(values),
