@@ -27,7 +27,7 @@ from tools.build import (
     set_determinism,
 )
 from tools.experiment import Experiment, config_hash, machine
-from tools.mismatch import mismatches
+from tools.mismatch import mismatches, too_few_steps
 from tools.monitor import duration
 from tools.probe import PROBES, run_probes
 from tools.report import results_table, write_report
@@ -184,9 +184,9 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
     seed_everything(seed)  # the same initial weights in every process
     model = build_model(config, data)
     checkpoint = read_checkpoint(args.ckpts) if args.ckpts else {}
-    weights = (
-        load_into(model, checkpoint, args.ckpts, whole=args.test).summary() if args.ckpts else "weights: at random"
-    )
+    weights = "weights: at random"
+    if args.ckpts:
+        weights = load_into(model, checkpoint, args.ckpts, whole=args.test).summary()
     runner = build_runner(config, model.to(device))
     task = build_task(config)
     runner.prepare(
@@ -208,8 +208,11 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
     start = experiment.read_json("environment.json").get("start", "?") if args.resume else start_of(args)
     experiment.record_start(config, seed, start)
     announce(experiment, config, data, model, device, weights, tuned)
-    for line in mismatches(checkpoint, config, num_points, trained=not (args.test or args.svm)):
-        get_logger().warning(f"warning: {args.ckpts}: {line}")
+    trains = not (args.test or args.svm)
+    warnings = mismatches(checkpoint, config, num_points, trains)
+    for line in warnings + (too_few_steps(model, runner.total_epochs * runner.steps) if trains else []):
+        get_logger().warning(f"warning: {line}")
+    del checkpoint  # may be large
     rows = work(args, runner, task, data)
     if dist.is_main() and not args.svm:
         task.draw(runner.eval_model(), data, runner.autocast, experiment.folder)

@@ -22,7 +22,7 @@ NAMES = MODELS.names()
 
 
 def build(name: str, **options) -> nn.Module:
-    extra = {key: 5 for key in ("num_classes", "num_parts") if key in parameters(MODELS.get(name))}
+    extra: dict = {key: 5 for key in ("num_classes", "num_parts") if key in parameters(MODELS.get(name))}
     return MODELS.build({"name": name, **SMALL.get(name, {}), **extra, **options})
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
 
 from datasets.packed import write_packed
 from tools.cli import main
-from tools.mismatch import mismatches, points_seen
+from tools.mismatch import mismatches, points_seen, too_few_steps
 from tools.probe import Features, prototype
 from tools.sweep import summarise, with_episode
 
@@ -171,6 +172,11 @@ def test_other_numbers_of_points_are_told():
     assert len(lines) == 2 and "1024 points a cloud, now 8192" in lines[0] and "group_size 32, now 16" in lines[1]
     assert len(mismatches({"config": made}, now, 1200, trained=False)) == 2  # patches, and how many
     assert mismatches({"base_model": {}}, now, 8192, trained=False) == []
+
+
+def test_few_steps_are_told():
+    assert "20 steps" in too_few_steps(nn.Sequential(nn.BatchNorm1d(3)), 20)[0]
+    assert too_few_steps(nn.Sequential(nn.BatchNorm1d(3)), 150) == too_few_steps(nn.Linear(3, 3), 20) == []
 
 
 def test_prototypes():
