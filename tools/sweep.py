@@ -74,8 +74,8 @@ def plan(args: argparse.Namespace, config: dict[str, Any]) -> list[Run]:
         scratch.ckpts, scratch.finetune_model, scratch.scratch_model = None, False, not args.svm
         starts.append((f"-{SCRATCH}", scratch))
     runs = []
-    for infix, start in starts:
-        for name, changed in changes:
+    for name, changed in changes:
+        for infix, start in starts:
             own = copy.copy(start)
             own.exp_name = f"{args.exp_name}{infix}-{name}"
             runs.append(Run(own, changed, Path(args.root) / Path(args.config).stem / (prefix(args) + own.exp_name)))
