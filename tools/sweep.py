@@ -19,7 +19,7 @@ from tools.experiment import LAST, Experiment, config_hash
 from tools.report import read_results, results_table, write_report
 from utils import dist
 from utils.errors import UserError
-from utils.logging import get_logger
+from utils.logging import get_logger, start_logging
 from utils.schema import parameters
 
 ALL_FOLDS = 10
@@ -51,11 +51,13 @@ def sweep(
     runs = plan(args, config)
     for each in runs:
         prepare(each)
+    start_logging(dist.launched_rank() == 0)
     for number, each in enumerate(runs, 1):
         if not each.done:
             run(each.args, each.config)
         get_logger().info(f"run {number}/{len(runs)} {'was there' if each.done else 'done'}: {each.folder}")
     dist.barrier()
+    start_logging(dist.is_main())  # no longer into the log file of the last run
     if dist.is_main():
         write_summary(summary, runs, args)
 

@@ -63,6 +63,7 @@ def test_folds_with_scratch_and_resume(tmp_path, capsys):
     assert main("finetune", [*command, "--folds", "3"]) == 2  # the folders are there
     assert "--resume" in capsys.readouterr().err
     assert main("finetune", [*command, "--folds", "3", "--resume"]) == 0
+    assert "run 1/6 was there" in capsys.readouterr().out
     assert (folder / "f-fold0" / "results.json").stat().st_mtime_ns == untouched
     assert row_of(folder / "f-fold1") == before and checkpoint == before["start"]
     assert row_of(folder / "f")["n"] == 3
