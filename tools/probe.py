@@ -138,18 +138,19 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 
 def _chosen(make, grid: tuple, train: Features, test: Features, protocol: str) -> Score:
-    """Fit with the value that wins the cross-validation on the training features; ties go to the smaller value."""
+    """Fit with the value that wins the cross-validation on the training features; ties go to the smaller value. With
+    one cloud in some class there is nothing to cross-validate: the value 1 is used."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_score
 
     smallest = int(np.bincount(train.y)[np.unique(train.y)].min())
-    value = grid[0]
+    value, rule = (grid[0] if len(grid) == 1 else 1), ""
     if smallest >= 2 and len(grid) > 1:
         kind = StratifiedKFold if train.groups is None else StratifiedGroupKFold
         folds = kind(min(FOLDS, smallest), shuffle=True, random_state=0)
         means = [cross_val_score(make(v), train.x, train.y, cv=folds, groups=train.groups).mean() for v in grid]
-        value = grid[int(np.argmax(means))]
+        value, rule = grid[int(np.argmax(means))], f" by {FOLDS}-fold cross-validation on train"
     accuracy = _percent(make(value).fit(train.x, train.y).predict(test.x), test.y)
-    return Score(accuracy, f"{protocol} {value:g} by {FOLDS}-fold cross-validation on train")
+    return Score(accuracy, f"{protocol} {value:g}{rule}")
 
 
 def _percent(prediction: np.ndarray, truth: np.ndarray) -> float:

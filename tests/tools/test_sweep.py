@@ -13,7 +13,7 @@ from torch import nn
 from datasets.packed import write_packed
 from tools.cli import main
 from tools.mismatch import mismatches, points_seen, too_few_steps
-from tools.probe import Features, prototype
+from tools.probe import Features, knn, linear, prototype
 from tools.sweep import summarise, with_episode
 
 MODEL = ["model.embed_dim=24", "model.num_heads=2", "model.depth=1", "model.num_group=8", "model.group_size=8"]
@@ -178,6 +178,13 @@ def test_other_numbers_of_points_are_told():
 def test_few_steps_are_told():
     assert "20 steps" in too_few_steps(nn.Sequential(nn.BatchNorm1d(3)), 20)[0]
     assert too_few_steps(nn.Sequential(nn.BatchNorm1d(3)), 150) == too_few_steps(nn.Linear(3, 3), 20) == []
+
+
+def test_probes_of_one_cloud_a_class_have_nothing_to_choose_on():
+    features = Features(np.eye(3), np.arange(3))
+    for probe in (linear, knn):
+        score = probe(features, features)
+        assert score.accuracy == 100 and score.protocol.endswith(" 1")
 
 
 def test_prototypes():
