@@ -14,6 +14,7 @@ DATASETS = Registry(
         "scanobjectnn": "datasets.scanobjectnn:scanobjectnn",
         "shapenetpart": "datasets.shapenetpart:shapenetpart",
         "s3dis": "datasets.s3dis:s3dis",
+        "rooms": "datasets.rooms:rooms",
     },
 )
 

@@ -15,6 +15,7 @@ MODELS = Registry(
     {
         "PointMAE": "models.point_mae:PointMAE",
         "PointMAEClassifier": "models.point_mae:PointMAEClassifier",
+        "PointMAESegmenter": "models.point_mae_seg:PointMAESegmenter",
     },
     parts={"mask": MASKS},
 )

@@ -318,14 +318,14 @@ class Runner:
             },
         )
 
-    def load_best(self) -> str:
-        """Put the best weights into the model; says how they were chosen."""
+    def load_best(self) -> tuple[str, int]:
+        """Put the best weights into the model; says how they were chosen, and their epoch."""
         state = read_checkpoint(self.experiment.best)
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         rule = "best on test (optimistic)" if self.select == "test" else "best on val"
-        return f"{rule}, epoch {state['best']['epoch']}"
+        return rule, state["best"]["epoch"]
 
     def resume(self) -> str:
         """Continue from the last checkpoint of the experiment folder; says from where."""

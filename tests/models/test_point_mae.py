@@ -16,12 +16,13 @@ TINY = {"embed_dim": 24, "depth": 2, "num_heads": 2, "num_group": 8, "group_size
 SMALL: dict[str, dict] = {
     "PointMAE": {**TINY, "decoder_depth": 1, "decoder_num_heads": 2},
     "PointMAEClassifier": {**TINY, "head_dim": 16},
+    "PointMAESegmenter": {**TINY, "local_dim": 16, "head_dim": 16},
 }
 NAMES = MODELS.names()
 
 
 def build(name: str, **options) -> nn.Module:
-    extra = {"num_classes": 5} if "num_classes" in parameters(MODELS.get(name)) else {}
+    extra: dict = {key: 5 for key in ("num_classes", "num_parts") if key in parameters(MODELS.get(name))}
     return MODELS.build({"name": name, **SMALL.get(name, {}), **extra, **options})
 
 

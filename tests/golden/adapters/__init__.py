@@ -2,8 +2,11 @@
 
 from collections.abc import Callable
 
-from tests.golden.adapters import mae, mae_data
+from tests.golden.adapters import mae, mae_data, segmentation
 from tests.golden.fixtures import Fixture
 
-ADAPTERS: dict[str, dict[str, Callable[[Fixture], None]]] = {"mae": {**mae.ADAPTERS, **mae_data.ADAPTERS}}
+ADAPTERS: dict[str, dict[str, Callable[[Fixture], None]]] = {
+    "mae": {**mae.ADAPTERS, **mae_data.ADAPTERS, **segmentation.MAE},
+    "haq": {**segmentation.HAQ},
+}
 ELSEWHERE = ("ops",)  # folders that a test file of their own covers

@@ -1,0 +1,38 @@
+"""Carrying features from few points to many, as PointNet++ does on the way back up.
+
+B clouds, N points, G centres, C channels of the features, D of what the points have themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from extensions import ops
+
+
+class FeaturePropagation(nn.Module):
+    """Interpolate between the three nearest centres (inverse squared distances), join the points' own channels, MLP."""
+
+    def __init__(self, channels: int, widths: Sequence[int], own_channels: int = 0):
+        super().__init__()
+        sizes = (own_channels + channels, *widths)
+        layers = [(nn.Linear(i, o), nn.BatchNorm1d(o), nn.ReLU()) for i, o in pairwise(sizes)]
+        self.mlp = nn.Sequential(*(module for layer in layers for module in layer))
+        self.own_channels = own_channels
+
+    def forward(self, points: Tensor, centers: Tensor, features: Tensor, own: Tensor | None = None) -> Tensor:
+        """(B, N, 3), (B, G, 3), (B, G, C) and own (B, N, D) -> (B, N, widths[-1])."""
+        distances, indices = ops.three_nn(points, centers)
+        weights = ops.three_nn_weights(distances, "inverse_squared")
+        first = self.mlp[0]
+        assert isinstance(first, nn.Linear)
+        of_own, of_features = first.weight.split([self.own_channels, features.shape[-1]], dim=1)
+        # interpolation and a linear layer commute: apply the layer to the few centres, not to the many points
+        x = ops.three_interpolate(F.linear(features, of_features, first.bias), indices, weights)
+        if own is not None:
+            x = x + F.linear(own, of_own)
+        return self.mlp[1:](x.flatten(0, 1)).unflatten(0, points.shape[:2])
