@@ -64,3 +64,11 @@ def split_by_mask(mask: Tensor, num_masked: int) -> tuple[Tensor, Tensor]:
     order = mask.int().argsort(dim=1, stable=True)
     visible = mask.shape[1] - num_masked
     return order[:, :visible], order[:, visible:]
+
+
+def count_masked(mask: Tensor) -> int:
+    """Number of hidden patches, which must be the same in every cloud."""
+    counts = mask.sum(dim=1)
+    if (counts != counts[0]).any():
+        raise UserError(f"mask: every cloud must hide the same number of patches, found {sorted(set(counts.tolist()))}")
+    return int(counts[0])

@@ -12,14 +12,10 @@ from torch import Tensor, nn
 
 from extensions import ops
 from models.layers.patch_embed import PatchEmbed
-from models.layers.transformer import Transformer, position_embedding
-from models.masking import MaskSampler, RandomMask, split_by_mask
+from models.layers.transformer import Init, Transformer, init_trunc_normal, init_xavier, mlp_head, position_embedding
+from models.masking import MaskSampler, RandomMask, count_masked, split_by_mask
 from utils.errors import UserError
 from utils.random import BatchRandom
-
-# "trunc_normal" (0.02) is the published start; it makes the position embedding of 3 coordinates so small that the
-# network sees no positions for many epochs. "torch", each layer's own default, suits short training.
-Init = Literal["trunc_normal", "torch"]
 
 
 class PointEncoder(nn.Module):
@@ -211,32 +207,3 @@ def rename(key: str) -> str:
         if key.startswith(prefix):
             return ours + key.removeprefix(prefix)
     return key
-
-
-def count_masked(mask: Tensor) -> int:
-    """Number of hidden patches, which must be the same in every cloud."""
-    counts = mask.sum(dim=1)
-    if (counts != counts[0]).any():
-        raise UserError(f"mask: every cloud must hide the same number of patches, found {sorted(set(counts.tolist()))}")
-    return int(counts[0])
-
-
-def mlp_head(num_features: int, hidden: int, num_classes: int, dropout: float) -> nn.Sequential:
-    def layer(inputs: int) -> list[nn.Module]:
-        return [nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Dropout(dropout)]
-
-    return nn.Sequential(*layer(num_features), *layer(hidden), nn.Linear(hidden, num_classes))
-
-
-def init_trunc_normal(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-def init_xavier(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

@@ -12,29 +12,42 @@ from torch import Tensor, nn
 class PatchEmbed(nn.Module):
     """Point MLP, max over the patch, the maximum joined to every point, a second point MLP, max again.
 
+    in_channels: 3 for coordinates, or the channels of finer tokens that a hierarchy merges.
     width: features of a point after the first MLP; the published networks have 256.
+    hidden: inner widths of the two MLPs; published: half and twice the width.
     """
 
-    def __init__(self, embed_dim: int = 384, width: int = 256):
+    def __init__(
+        self,
+        embed_dim: int = 384,
+        width: int = 256,
+        in_channels: int = 3,
+        hidden: tuple[int, int] | None = None,
+    ):
         super().__init__()
-        half, double = width // 2, width * 2
-        self.first = nn.Sequential(nn.Linear(3, half), nn.BatchNorm1d(half), nn.ReLU(), nn.Linear(half, width))
+        inner, outer = hidden or (width // 2, width * 2)
+        self.first = nn.Sequential(
+            nn.Linear(in_channels, inner), nn.BatchNorm1d(inner), nn.ReLU(), nn.Linear(inner, width)
+        )
         self.second = nn.Sequential(
-            nn.Linear(double, double), nn.BatchNorm1d(double), nn.ReLU(), nn.Linear(double, embed_dim)
+            nn.Linear(2 * width, outer), nn.BatchNorm1d(outer), nn.ReLU(), nn.Linear(outer, embed_dim)
         )
 
     def forward(self, neighborhood: Tensor) -> Tensor:
-        """(B, G, K, 3) -> (B, G, C)."""
-        batch, num_group, size, _ = neighborhood.shape
-        x = self.first(neighborhood.reshape(-1, 3))  # (B*G*K, width)
-        x = self._join_maximum(x.unflatten(0, (-1, size)))  # (B*G*K, 2 * width)
+        """(B, G, K, in_channels) -> (B, G, C)."""
+        batch, num_group, size, channels = neighborhood.shape
+        x = self.first[:3](neighborhood.reshape(-1, channels))  # (B*G*K, inner)
+        x = self._join_maximum(x, size)  # (B*G*K, outer)
         x = self.second[1:](x)  # (B*G*K, C)
         return x.reshape(batch, num_group, size, -1).amax(dim=2)
 
-    def _join_maximum(self, x: Tensor) -> Tensor:
-        """Linear(concat(max over patch, x)) with the weight split, so that nothing is repeated or concatenated."""
-        joint = self.second[0]
-        assert isinstance(joint, nn.Linear)
-        of_maximum, of_point = joint.weight.split(x.shape[-1], dim=1)
-        patch = F.linear(x.amax(dim=1), of_maximum, joint.bias)  # (B*G, 2 * width)
-        return (F.linear(x, of_point) + patch[:, None]).flatten(0, 1)
+    def _join_maximum(self, x: Tensor, size: int) -> Tensor:
+        """second[0](concat(max over patch of first[3](x), first[3](x))) with the weight split: nothing is repeated or
+        concatenated, and as no non-linearity stands between the two layers, a point goes through their product."""
+        local, joint = self.first[3], self.second[0]
+        assert isinstance(local, nn.Linear) and isinstance(joint, nn.Linear)
+        of_maximum, of_point = joint.weight.split(local.out_features, dim=1)
+        maximum = local(x).unflatten(0, (-1, size)).amax(dim=1)  # (B*G, width)
+        patch = F.linear(maximum, of_maximum, joint.bias + of_point @ local.bias)  # (B*G, outer)
+        points = F.linear(x, of_point @ local.weight).unflatten(0, (-1, size))  # (B*G, K, outer)
+        return (points + patch[:, None]).flatten(0, 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -36,3 +37,33 @@ class FeaturePropagation(nn.Module):
         if own is not None:
             x = x + F.linear(own, of_own)
         return self.mlp[1:](x.flatten(0, 1)).unflatten(0, points.shape[:2])
+
+
+class TokenPropagation(nn.Module):
+    """Tokens of a scale out of its own (skip connection) and those of the coarser one: fuse, then residual blocks."""
+
+    def __init__(self, skip_dim: int, coarse_dim: int, dim: int, depth: int):
+        super().__init__()
+        self.fuse = nn.Sequential(nn.Linear(skip_dim + coarse_dim, dim), nn.BatchNorm1d(dim), nn.GELU())
+        self.blocks = nn.ModuleList(ResidualMlp(dim) for _ in range(depth))
+
+    def forward(self, center: Tensor, coarse_center: Tensor, skip: Tensor, coarse: Tensor) -> Tensor:
+        """Centres (B, N, 3) and (B, G, 3), their tokens (B, N, skip_dim) and (B, G, coarse_dim) -> (B, N, dim)."""
+        distances, indices = ops.three_nn(center, coarse_center)
+        carried = ops.three_interpolate(coarse, indices, ops.three_nn_weights(distances, "inverse_squared"))
+        x = self.fuse(torch.cat([skip.to(carried.dtype), carried], dim=-1).flatten(0, 1))
+        for block in self.blocks:
+            x = block(x)
+        return x.unflatten(0, center.shape[:2])
+
+
+class ResidualMlp(nn.Module):
+    """gelu(x + net2(net1(x))) of rows (R, C)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.net1 = nn.Sequential(nn.Linear(dim, dim), nn.BatchNorm1d(dim), nn.GELU())
+        self.net2 = nn.Sequential(nn.Linear(dim, dim), nn.BatchNorm1d(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(x + self.net2(self.net1(x)))

@@ -5,11 +5,18 @@ B clouds, L tokens, C channels, H heads.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.errors import UserError
+
+# "trunc_normal" (0.02) is the published start; it makes the position embedding of 3 coordinates so small that the
+# network sees no positions for many epochs. "torch", each layer's own default, suits short training.
+Init = Literal["trunc_normal", "torch"]
 
 EXPLICIT_BELOW = 2048  # on a CPU explicit softmax beats scaled_dot_product_attention up to about this many tokens
 
@@ -40,18 +47,22 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x (B, L, C); `bias`, of a shape that spreads to (B, H, L, L), is added to the scores: -inf hides a key."""
         batch, length, dim = x.shape
         qkv = self.qkv(x).reshape(batch, length, 3, self.num_heads, dim // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, L, C / H)
-        return self.proj(dense_attention(query, key, value).transpose(1, 2).reshape(batch, length, dim))
+        return self.proj(dense_attention(query, key, value, bias).transpose(1, 2).reshape(batch, length, dim))
 
 
-def dense_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(q k / sqrt(d)) v in the form that is fastest on the device."""
+def dense_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(q k / sqrt(d) + bias) v in the form that is fastest on the device."""
+    bias = None if bias is None else bias.to(query.dtype)
     if query.device.type != "cpu" or key.shape[-2] > EXPLICIT_BELOW:
-        return F.scaled_dot_product_attention(query, key, value)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
     weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    if bias is not None:
+        weights = weights + bias
     return weights.softmax(dim=-1) @ value
 
 
@@ -78,27 +89,66 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x), bias))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-class Transformer(nn.Module):
-    """Blocks with the position embedding added before each, then a LayerNorm on the tokens that are asked for."""
+class Blocks(nn.Module):
+    """Blocks with the position embedding added before each; one drop path rate a block."""
+
+    def __init__(self, dim: int, num_heads: int, drop_path_rates: Sequence[float], mlp_ratio: float = 4.0):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_ratio, rate) for rate in drop_path_rates)
+
+    def forward(self, x: Tensor, position: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x, position (B, L, C), `bias` as for Attention -> (B, L, C)."""
+        for block in self.blocks:
+            x = block(x + position, bias)
+        return x
+
+
+class Transformer(Blocks):
+    """Blocks, then a LayerNorm on the tokens that are asked for."""
 
     def __init__(self, dim: int, depth: int, num_heads: int, mlp_ratio: float = 4.0, drop_path_rate: float = 0.0):
-        super().__init__()
-        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()  # also when built on the meta device
-        self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_ratio, rate) for rate in rates)
+        super().__init__(dim, num_heads, rising_rates(drop_path_rate, depth), mlp_ratio)
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, position: Tensor, last: int | None = None) -> Tensor:
-        """x, position (B, L, C) -> (B, L, C), or only the `last` tokens."""
-        for block in self.blocks:
-            x = block(x + position)
+    def forward(self, x: Tensor, position: Tensor, bias: Tensor | None = None, last: int | None = None) -> Tensor:
+        """x, position (B, L, C), `bias` as for Attention -> (B, L, C), or only the `last` tokens."""
+        x = super().forward(x, position, bias)
         return self.norm(x if last is None else x[:, x.shape[1] - last :])
+
+
+def rising_rates(highest: float, depth: int) -> list[float]:
+    """Drop path rates from 0 to `highest`, block by block."""
+    return torch.linspace(0, highest, depth, device="cpu").tolist()  # also when built on the meta device
 
 
 def position_embedding(dim: int, hidden: int = 128) -> nn.Sequential:
     """Centres (B, G, 3) -> (B, G, dim)."""
     return nn.Sequential(nn.Linear(3, hidden), nn.GELU(), nn.Linear(hidden, dim))
+
+
+def mlp_head(num_features: int, hidden: int, num_classes: int, dropout: float) -> nn.Sequential:
+    """One vector a cloud -> logits."""
+
+    def layer(inputs: int) -> list[nn.Module]:
+        return [nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Dropout(dropout)]
+
+    return nn.Sequential(*layer(num_features), *layer(hidden), nn.Linear(hidden, num_classes))
+
+
+def init_trunc_normal(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def init_xavier(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -13,7 +13,7 @@ from tools.optim import is_free_of_decay
 from utils.checkpoint import load_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:for .*meta parameter")  # sizes are compared, nothing is copied
-MANIFESTS = GOLDEN / "manifests" / "mae"
+MANIFESTS = GOLDEN / "manifests"
 PRETRAIN = {"name": "PointMAE"}
 NUMBER_OF_PARAMETERS = {
     "point_mae_pretrain": 29_006_432,
@@ -22,6 +22,10 @@ NUMBER_OF_PARAMETERS = {
     "point_transformer_finetune_scan_hardest": 22_093_327,
     "point_transformer_fewshot": 22_099_752,
     "point_mae_partseg": 27_063_730,
+    "point_m2ae_pretrain": 15_255_856,
+    "point_m2ae_cls_modelnet40": 12_830_056,
+    "point_m2ae_cls_scanobjectnn": 12_921_935,
+    "point_m2ae_partseg": 25_474_354,
 }
 CLASSIFIERS = {
     "point_transformer_finetune_modelnet": {"num_classes": 40},
@@ -33,11 +37,15 @@ MODEL_OF: dict[str, dict] = {
     "point_mae_pretrain": PRETRAIN,
     **{name: {"name": "PointMAEClassifier", **options} for name, options in CLASSIFIERS.items()},
     "point_mae_partseg": {"name": "PointMAESegmenter", "num_parts": 50, "num_categories": 16},
+    "point_m2ae_pretrain": {"name": "PointM2AE"},
+    "point_m2ae_cls_modelnet40": {"name": "PointM2AEClassifier", "num_classes": 40},
+    "point_m2ae_cls_scanobjectnn": {"name": "PointM2AEClassifier", "num_classes": 15, "pooling": "concat"},
+    "point_m2ae_partseg": {"name": "PointM2AESegmenter", "num_parts": 50, "num_categories": 16},
 }
 
 
 def read(name: str) -> dict:
-    path = MANIFESTS / f"{name}.json"
+    path = MANIFESTS / ("m2ae" if "m2ae" in name else "mae") / f"{name}.json"
     if not path.is_file():
         pytest.skip(f"no manifest {path}" if GOLDEN.is_dir() else ABSENT)
     return json.loads(path.read_text())
@@ -94,3 +102,22 @@ def test_pretrained_weights_in_a_segmenter(source: str) -> None:
     assert report.loaded == sorted(key for key in model.state_dict() if key.startswith("encoder."))
     assert all(key.startswith("head.") for key in report.missing)
     assert not report.unexpected and not report.reshaped
+
+
+def test_decay_of_point_m2ae() -> None:
+    """Upstream's rule, meant for the mask token, spares all of token_embed and token_prop: 990 k weights."""
+    model = build("point_m2ae_pretrain")
+    spared = [(key, p.numel()) for key, p in model.named_parameters() if is_free_of_decay(key, p) and p.ndim > 1]
+    assert {key.split(".")[1] for key, _ in spared if "." in key} == {"token_embed", "token_prop"}
+    assert round(sum(number for key, number in spared if "." in key), -3) == 990_000
+
+
+@pytest.mark.parametrize("name", ["point_m2ae_cls_modelnet40", "point_m2ae_partseg"])
+def test_pretrained_weights_of_point_m2ae(name: str) -> None:
+    model, official = build(name), checkpoint("point_m2ae_pretrain")
+    report = load_weights(model, official, "pre-training", model.key_map)  # type: ignore[arg-type]
+    assert report.loaded == sorted(key for key in model.state_dict() if key.startswith("encoder."))
+    assert not report.unexpected and not report.reshaped
+    kept = [key for key in official if key.startswith("h_encoder.")]
+    norms = 0 if name == "point_m2ae_partseg" else 6
+    assert len(report.loaded) == len(kept) - norms and len(report.unused) == len(official) - len(report.loaded)

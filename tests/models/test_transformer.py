@@ -14,7 +14,9 @@ def attention_and_gradients(length: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
     query, key, value, weight = torch.randn(4, 2, 3, length, 8, generator=generator, dtype=torch.float64)
     leaves = [tensor.requires_grad_() for tensor in (query.clone(), key.clone(), value.clone())]
-    out = dense_attention(*leaves)
+    hidden = torch.rand(2, 1, 1, length, generator=generator) > 0.5  # some keys, never the first
+    bias = torch.zeros(2, 1, 1, length).masked_fill(hidden, -torch.inf).index_fill(3, torch.tensor([0]), 0)
+    out = dense_attention(leaves[0], leaves[1], leaves[2], bias)
     return [out.detach(), *torch.autograd.grad((out * weight).sum(), leaves)]
 
 
@@ -24,9 +26,9 @@ def test_explicit_attention_equals_the_fused_one(length: int, monkeypatch: pytes
     calls: list[int] = []
     fused = F.scaled_dot_product_attention
 
-    def counted(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def counted(*args, **kwargs) -> Tensor:
         calls.append(1)
-        return fused(query, key, value)
+        return fused(*args, **kwargs)
 
     monkeypatch.setattr(transformer, "EXPLICIT_BELOW", 0)
     monkeypatch.setattr(F, "scaled_dot_product_attention", counted)

@@ -1,0 +1,328 @@
+"""Point-M2AE: masked auto-encoding at several scales (arXiv 2205.14401), the pre-trainer.
+
+Patches of a cloud are merged to patches of patches; the coarsest are hidden, and with them what only they hold at the
+finer scales; an encoder goes from fine to coarse, a decoder back to the second finest scale, whose hidden patches are
+rebuilt. Scale 0 is the finest.
+B clouds, N points, S scales, G groups of a scale, K members a group, V visible, M hidden, C channels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from extensions import ops
+from models.layers.hierarchy import (
+    Packed,
+    Scale,
+    back_project,
+    group_scales,
+    hidden_rows,
+    key_bias,
+    leaking_bias,
+    pack,
+    put_back,
+    radius_bias,
+    take,
+)
+from models.layers.patch_embed import PatchEmbed
+from models.layers.propagation import TokenPropagation
+from models.layers.transformer import Blocks, Init, init_trunc_normal, init_xavier, position_embedding, rising_rates
+from models.masking import MaskSampler, RandomMask, count_masked
+from utils.errors import UserError
+from utils.random import BatchRandom
+
+
+class HierarchicalEncoder(nn.Module):
+    """Scale by scale: merge the members of every group to a token, then let the tokens of the scale see each other.
+
+    local_radius: tokens see only those closer than this, a radius a scale; 0 is everybody. Not for masked clouds.
+    padding_radius: upstream's slip in masked clouds, see PointM2AE.
+    norms: a LayerNorm on what leaves each scale (not on what is merged further).
+    """
+
+    def __init__(
+        self,
+        embed_dims: Sequence[int],
+        depths: Sequence[int],
+        num_heads: int,
+        drop_path_rate: float,
+        patch_width: int,
+        init: Init,
+        local_radius: Sequence[float] = (),
+        padding_radius: Sequence[float] = (),
+        norms: bool = True,
+    ):
+        super().__init__()
+        check_lengths(embed_dims=embed_dims, depths=depths, local_radius=local_radius, padding_radius=padding_radius)
+        rates = iter(rising_rates(drop_path_rate, sum(depths)))
+        self.local_radius, self.padding_radius = tuple(local_radius), tuple(padding_radius)
+        self.token_embed = nn.ModuleList([PatchEmbed(embed_dims[0], patch_width)])
+        for finer, dim in pairwise(embed_dims):
+            self.token_embed.append(PatchEmbed(dim, finer, in_channels=finer, hidden=(finer, dim)))
+        self.pos_embed = nn.ModuleList(position_embedding(dim, dim) for dim in embed_dims)
+        self.stages = nn.ModuleList(
+            Blocks(dim, num_heads, [next(rates) for _ in range(depth)]) for dim, depth in zip(embed_dims, depths)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) if norms else nn.Identity() for dim in embed_dims)
+        if init == "trunc_normal":
+            self.apply(init_trunc_normal)
+
+    def forward(self, scales: Sequence[Scale], packed: Sequence[Packed] | None = None) -> list[Tensor]:
+        """Tokens of every scale: all (B, G, C), or the packed visible ones (B, L, C)."""
+        tokens, outputs = torch.empty(0), []
+        for i, scale in enumerate(scales):
+            # hidden groups are embedded too: BatchNorm has been trained on all of them
+            tokens = self.token_embed[i](scale.neighborhood if i == 0 else take(tokens, scale.index))
+            if packed is None:
+                tokens = out = self.stages[i](tokens, self.pos_embed[i](scale.center), self._local_bias(i, scale))
+            else:
+                out = self._see(i, take(tokens, packed[i].index), scale, packed[i])
+                tokens = put_back(tokens, out, packed[i])
+            outputs.append(self.norms[i](out))
+        return outputs
+
+    def _see(self, i: int, tokens: Tensor, scale: Scale, packed: Packed) -> Tensor:
+        """The blocks of one scale on packed tokens (B, L, C)."""
+        position, bias = take(scale.center, packed.index), key_bias(packed)
+        if self.padding_radius and packed.padded:
+            outside = ~packed.valid[..., None]
+            tokens, position = tokens.masked_fill(outside, 0), position.masked_fill(outside, 0)
+            bias = leaking_bias(scale.center, packed, self.padding_radius[i])
+        return self.stages[i](tokens, self.pos_embed[i](position), bias)
+
+    def _local_bias(self, i: int, scale: Scale) -> Tensor | None:
+        radius = self.local_radius[i] if self.local_radius else 0
+        return radius_bias(scale.center, radius) if radius > 0 else None
+
+
+class HierarchicalDecoder(nn.Module):
+    """From the coarsest scale to the second finest: tokens that are missing, positions, skip connections, blocks."""
+
+    def __init__(
+        self,
+        encoder_dims: Sequence[int],  # of the scales that are decoded, coarsest first
+        dims: Sequence[int],
+        depths: Sequence[int],
+        up_blocks: Sequence[int],
+        num_heads: int,
+        drop_path_rate: float,
+    ):
+        super().__init__()
+        rates = iter(rising_rates(drop_path_rate, sum(depths)))
+        self.pos_embed = nn.ModuleList(position_embedding(dim, dim) for dim in dims)
+        self.stages = nn.ModuleList(
+            Blocks(dim, num_heads, [next(rates) for _ in range(depth)]) for dim, depth in zip(dims, depths)
+        )
+        self.token_prop = nn.ModuleList(
+            TokenPropagation(skip, coarse, dim, depth)
+            for skip, coarse, dim, depth in zip(encoder_dims[1:], dims, dims[1:], up_blocks)
+        )
+        self.norm = nn.LayerNorm(dims[-1])
+        self.stages.apply(init_xavier)
+
+    def forward(self, tokens: Sequence[Tensor], scales: Sequence[Scale]) -> list[Tensor]:
+        """Full token arrays (B, G, C) and scales, both coarsest first -> decoded tokens (B, G, C) of each stage."""
+        stages: list[Tensor] = []
+        for j, (x, scale) in enumerate(zip(tokens, scales)):
+            if j > 0:
+                x = self.token_prop[j - 1](scale.center, scales[j - 1].center, x, stages[-1])
+            stages.append(self.stages[j](x, self.pos_embed[j](scale.center)))
+        return stages
+
+
+class HierarchicalModel(nn.Module):
+    """What every model on the encoder has: grouping, tokens, one vector a cloud."""
+
+    def __init__(
+        self,
+        encoder: HierarchicalEncoder,
+        num_groups: Sequence[int],
+        group_sizes: Sequence[int],
+        skip_near_origin: bool,
+    ):
+        super().__init__()
+        check_lengths(embed_dims=encoder.stages, num_groups=num_groups, group_sizes=group_sizes)
+        if any(finer < coarser for finer, coarser in pairwise(num_groups)):
+            raise UserError(f"num_groups {tuple(num_groups)} must fall from the finest scale to the coarsest")
+        self.encoder, self.skip_near_origin = encoder, skip_near_origin
+        self.num_groups, self.group_sizes = tuple(num_groups), tuple(group_sizes)
+
+    def group(self, points: Tensor) -> list[Scale]:
+        """(B, N, 3) -> the groups of every scale, finest first."""
+        return group_scales(points, self.num_groups, self.group_sizes, self.skip_near_origin)
+
+    def forward_features(self, points: Tensor) -> Tensor:
+        """(B, N, 3) -> tokens of the coarsest scale (B, G, C), nothing hidden."""
+        return self.encoder(self.group(points))[-1]
+
+    def encode(self, points: Tensor) -> Tensor:
+        """(B, N, 3) -> one vector a cloud (B, C): mean plus maximum over the tokens."""
+        tokens = self.forward_features(points)
+        return tokens.mean(dim=1) + tokens.amax(dim=1)
+
+
+class PointM2AE(HierarchicalModel):
+    """Hide the coarsest patches, encode what is left of every scale, rebuild the hidden patches of the second finest.
+
+    Upstream's slips, for its numbers only: padding_radius (0.32, 0.64, 1.28) lets tokens that close to the origin see
+    the padding of shorter clouds, so that results depend on the batch; first_token_leak shows the first token of the
+    first cloud of a batch at the finer scales although it is hidden.
+    """
+
+    def __init__(
+        self,
+        num_groups: Sequence[int] = (512, 256, 64),
+        group_sizes: Sequence[int] = (16, 8, 8),
+        embed_dims: Sequence[int] = (96, 192, 384),
+        depths: Sequence[int] = (5, 5, 5),
+        num_heads: int = 6,
+        drop_path_rate: float = 0.1,
+        patch_width: int = 256,
+        decoder_dims: Sequence[int] = (384, 192),
+        decoder_depths: Sequence[int] = (1, 1),
+        decoder_up_blocks: Sequence[int] = (1,),
+        points_per_patch: int | None = None,  # rebuilt points; upstream: the group size of the finest scale
+        mask: MaskSampler | None = None,  # default RandomMask(0.8)
+        skip_near_origin: bool = True,  # the rule of the FPS that the published weights were trained with
+        padding_radius: Sequence[float] = (),
+        first_token_leak: bool = False,
+        init: Init = "trunc_normal",
+    ):
+        encoder = HierarchicalEncoder(
+            embed_dims, depths, num_heads, drop_path_rate, patch_width, init, padding_radius=padding_radius
+        )
+        super().__init__(encoder, num_groups, group_sizes, skip_near_origin)
+        check_decoder(embed_dims, decoder_dims, decoder_depths, decoder_up_blocks)
+        self.num_features, self.first_token_leak = embed_dims[-1], first_token_leak
+        self.mask = RandomMask(0.8) if mask is None else mask
+        self.mask_token = nn.Parameter(torch.empty(1, embed_dims[-1]))
+        self.decoder = HierarchicalDecoder(
+            embed_dims[:0:-1], decoder_dims, decoder_depths, decoder_up_blocks, num_heads, drop_path_rate
+        )
+        self.head = nn.Linear(decoder_dims[-1], 3 * (points_per_patch or group_sizes[0]))
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.encoder.norms[0].requires_grad_(False)  # nothing reads the normed tokens of the finest scale here
+
+    def forward(self, points: Tensor, mask: Tensor | None = None, rng: BatchRandom | None = None) -> dict[str, Tensor]:
+        """(B, N, 3) -> loss, and what is needed to draw a reconstruction. `mask` (B, G), True = hidden, at the coarsest
+        scale replaces the sampler; `rng` makes the sampler's draws repeatable."""
+        scales = self.group(points)
+        masks = self.masks(scales, mask, rng)
+        packed = pack(masks)
+        decoded = self.decode(self.encoder(scales, packed), scales, masks, packed)[-1]  # (B, G, C)
+        rebuilt = hidden_rows(masks[1], packed[1])
+        tokens = self.decoder.norm(decoded.flatten(0, 1)[rebuilt])
+        prediction = self.head(tokens).unflatten(-1, (-1, 3))  # (M, points_per_patch, 3)
+        target = scales[1].neighborhood.flatten(0, 1)[rebuilt]  # (M, K, 3)
+        loss = ops.chamfer_distance(prediction.float(), target)
+        return {"loss": loss, "prediction": prediction, "target": target, "rebuilt": rebuilt}
+
+    def masks(
+        self, scales: Sequence[Scale], mask: Tensor | None = None, rng: BatchRandom | None = None
+    ) -> list[Tensor]:
+        """What is hidden at every scale (B, G), finest first."""
+        center = scales[-1].center
+        if mask is None:
+            mask = self.mask(center, rng or BatchRandom(int(torch.randint(2**31, ())), center.device))
+            num_masked = self.mask.num_masked(center.shape[1])
+        else:
+            num_masked = count_masked(mask)
+        if not 0 < num_masked < center.shape[1]:
+            what = "all" if num_masked else "none"
+            raise UserError(f"mask: hides {what} of the {center.shape[1]} patches; use another ratio")
+        return back_project(mask, scales, self.first_token_leak)
+
+    def decode(
+        self, encoded: Sequence[Tensor], scales: Sequence[Scale], masks: Sequence[Tensor], packed: Sequence[Packed]
+    ) -> list[Tensor]:
+        """Packed tokens of every scale -> decoded tokens (B, G, C), coarsest scale first, finest left out."""
+        full = []
+        for i in range(len(scales) - 1, 0, -1):
+            shape = (*masks[i].shape, encoded[i].shape[-1])
+            missing = self.mask_token if i == len(scales) - 1 else torch.zeros_like(encoded[i][:1, 0])
+            full.append(put_back(missing.to(encoded[i].dtype).expand(shape), encoded[i], packed[i]))
+        return self.decoder(full, scales[:0:-1])
+
+    def forward_features(self, points: Tensor) -> Tensor:
+        """(B, N, 3) -> tokens of the coarsest scale (B, G, C), none of them hidden. Finer tokens that no group of the
+        next scale holds are left out, as in training."""
+        scales = self.group(points)
+        nothing = torch.zeros(scales[-1].center.shape[:2], dtype=torch.bool, device=points.device)
+        return self.encoder(scales, pack(back_project(nothing, scales)))[-1]
+
+    def reconstruct(
+        self, points: Tensor, mask: Tensor | None = None, rng: BatchRandom | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Points of the finest patches that the network saw (B, V, 3), and those it rebuilt (B, M, 3). Clouds differ in
+        the number of visible patches; those with fewer repeat their first."""
+        scales = self.group(points)
+        masks = self.masks(scales, mask, rng)
+        output = self(points, masks[-1])
+        center = scales[1].center
+        placed = center.flatten(0, 1)[output["rebuilt"], None] + output["prediction"]  # (M, points_per_patch, 3)
+        clouds = center.new_zeros(center.shape[0] * center.shape[1], placed[0].numel())
+        clouds = clouds.index_copy(0, output["rebuilt"], placed.flatten(1)).view(*center.shape[:2], -1)
+        patches = (scales[0].neighborhood + scales[0].center[:, :, None]).flatten(2)
+        return _chosen(patches, ~masks[0]), _chosen(clouds, masks[1])
+
+    @staticmethod
+    def key_map(key: str) -> str | None:
+        return rename(key)
+
+
+def _chosen(patches: Tensor, chosen: Tensor) -> Tensor:
+    """Points (B, L, 3) of the patches (B, G, K * 3) that are chosen (B, G), the first of a cloud to fill up."""
+    (packed,) = pack([~chosen])
+    index = torch.where(packed.valid, packed.index, packed.index[:, :1])
+    return take(patches, index).reshape(len(patches), -1, 3)
+
+
+def check_lengths(**per_scale: Sequence | nn.ModuleList) -> None:
+    """One entry a scale in each, or none."""
+    lengths = {name: len(values) for name, values in per_scale.items() if len(values)}
+    if len(set(lengths.values())) > 1:
+        raise UserError(f"one entry a scale is needed in {', '.join(lengths)}, found {list(lengths.values())}")
+
+
+def check_decoder(
+    embed_dims: Sequence[int], dims: Sequence[int], depths: Sequence[int], up_blocks: Sequence[int]
+) -> None:
+    """A stage for every scale but the finest, a propagation between two of them."""
+    stages = len(embed_dims) - 1
+    if stages < 1 or len(dims) != stages or len(depths) != stages or len(up_blocks) < stages - 1:
+        raise UserError(
+            f"{stages + 1} scales take {stages} entries in decoder_dims and decoder_depths and {stages - 1} in "
+            f"decoder_up_blocks, found {len(dims)}, {len(depths)} and {len(up_blocks)}"
+        )
+    if dims[0] != embed_dims[-1]:
+        raise UserError(f"decoder_dims must begin with {embed_dims[-1]}, the last of embed_dims, found {dims[0]}")
+
+
+# Keys of the official code, pre-trainer, classifiers and segmenter, and ours. Ours pass unchanged.
+OFFICIAL_NAMES = (
+    (r"^h_encoder\.encoder_blocks\.", "encoder.stages."),
+    (r"^h_encoder\.encoder_pos_embeds\.", "encoder.pos_embed."),
+    (r"^h_encoder\.encoder_norms\.", "encoder.norms."),
+    (r"^h_encoder\.", "encoder."),
+    (r"^h_decoder\.", "decoder.stages."),
+    (r"^decoder_pos_embeds\.", "decoder.pos_embed."),
+    (r"^decoder_norm\.", "decoder.norm."),
+    (r"^token_prop\.(\d+)\.fuse\.net\.", r"decoder.token_prop.\1.fuse."),
+    (r"^token_prop\.(\d+)\.extraction\.operation\.", r"decoder.token_prop.\1.blocks."),
+    (r"^rec_head\.", "head."),
+    (r"^cls_head_finetune\.", "head."),
+    (r"\.first_conv\.", ".first."),
+    (r"\.second_conv\.", ".second."),
+)
+
+
+def rename(key: str) -> str:
+    """An official key in our words."""
+    for pattern, ours in OFFICIAL_NAMES:
+        key = re.sub(pattern, ours, key)
+    return key
