@@ -12,6 +12,7 @@ import yaml
 from datasets.packed import write_packed
 from models import MODELS
 from tests.datasets import trees
+from tests.models.test_point_mae import SMALL
 from tools.build import check_config, check_data
 from tools.cli import main
 from utils.config import load_config, to_plain
@@ -22,17 +23,7 @@ DATA = sorted((ROOT / "cfgs" / "_base_" / "data").glob("*.yaml"))
 PARAMETERS = {"point_mae": 29_006_432, "modelnet40": 22_099_752, "modelnet40_8k": 22_099_752}  # as published
 PARAMETERS |= dict.fromkeys(("scan_hardest", "scan_objbg", "scan_objonly"), 22_093_327)
 CLASSES = {"modelnet40": 40, "modelnet40_8k": 40, "scan_hardest": 15, "scan_objbg": 15, "scan_objonly": 15}
-SMALL = [
-    "model.embed_dim=24",
-    "model.num_heads=2",
-    "model.depth=1",
-    "model.num_group=8",
-    "model.group_size=8",
-    "model.patch_width=16",
-    "data.batch_size=8",
-    "runner.epochs=1",
-    "device=cpu",
-]
+RUN = ["data.batch_size=8", "runner.epochs=1", "device=cpu"]
 
 
 @pytest.fixture
@@ -69,7 +60,8 @@ def test_it_is_a_configuration(path):
 
 def smaller(config: dict) -> list[str]:
     """Overrides that fit data of 64 points a cloud."""
-    words = [*SMALL, *(["model.decoder_num_heads=2"] if config["task"]["name"] == "pretrain" else [])]
+    sizes = {key: value for key, value in SMALL[config["model"]["name"]].items() if key != "mask"}
+    words = [*RUN, *(f"model.{key}={value}" for key, value in sizes.items())]
     for split in ("train", "val", "test"):
         options = config["data"].get(split) or {}
         words += [f"data.{split}.num_points=32"] if "num_points" in options else []
