@@ -8,6 +8,13 @@ DATASETS = Registry(
         "synthetic_shapes": "datasets.synthetic:synthetic_shapes",
         "packed": "datasets.packed:packed",
         "folder": "datasets.folder:folder",
+        "shapenet55": "datasets.shapenet55:shapenet55",
+        "modelnet40": "datasets.modelnet40:modelnet40",
+        "modelnet_fewshot": "datasets.modelnet_fewshot:modelnet_fewshot",
+        "scanobjectnn": "datasets.scanobjectnn:scanobjectnn",
+        "shapenetpart": "datasets.shapenetpart:shapenetpart",
+        "s3dis": "datasets.s3dis:s3dis",
+        "rooms": "datasets.rooms:rooms",
     },
 )
 

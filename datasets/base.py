@@ -1,11 +1,13 @@
 """The one form every data set takes: equally sized clouds with labels, read in batches by index.
 
-P points a cloud, C classes. Reading is a pure function of the index; everything random (resampling, augmentation)
-happens later, on the device, in `datasets/transforms.py`.
+P points a cloud, C classes. Reading is a pure function of the index and, where clouds hold more points than are read
+(`datasets/windows.py`), of a number drawn for each cloud from seed and epoch; everything else that is random
+(resampling, augmentation) happens later, on the device, in `datasets/transforms.py`.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 
@@ -13,11 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.windows import Windows
 from utils.errors import UserError
 
 
 class PointClouds:
-    """Clouds held in memory, memory-mapped, or in an open HDF5 file: anything that NumPy-style indexing reads."""
+    """Clouds held in memory, memory-mapped, or as `Windows` of longer ones: anything that NumPy-style indexing reads.
+
+    up_axis and normalized (mean 0, largest radius 1) are declared by the data set, None where nobody knows.
+    """
 
     def __init__(
         self,
@@ -31,10 +37,14 @@ class PointClouds:
         part_names: Sequence[str] = (),
         part_category: Sequence[int] = (),  # class index of each part
         normals=None,  # (n, P, 3)
+        features=None,  # (n, P, F) further channels of each point: colours and the like
         groups: np.ndarray | None = None,  # (n,) near-duplicates share a number and stay on one side of a split
         index: np.ndarray | None = None,  # rows of the arrays that belong to this data set
+        up_axis: str | None = None,
+        normalized: bool | None = None,
     ):
-        self.points, self.seg, self.normals = points, seg, normals
+        self.points, self.seg, self.normals, self.features = points, seg, normals, features
+        self.up_axis, self.normalized = up_axis, normalized
         self.labels = np.asarray(labels, dtype=np.int64)
         self.class_names, self.part_names = tuple(class_names), tuple(part_names)
         self.part_category = tuple(int(c) for c in part_category)
@@ -48,7 +58,8 @@ class PointClouds:
             raise UserError(f"{where}: no clouds in it")
         if len(self.points.shape) != 3 or self.points.shape[2] != 3:
             raise UserError(f"{where}: 'points' must have shape (n, P, 3), found {tuple(self.points.shape)}")
-        for key, array in (("labels", self.labels), ("seg", self.seg), ("normals", self.normals)):
+        arrays = {"labels": self.labels, "seg": self.seg, "normals": self.normals, "features": self.features}
+        for key, array in arrays.items():
             if array is not None and len(array) != len(self.points):
                 raise UserError(f"{where}: 'points' holds {len(self.points)} clouds but '{key}' holds {len(array)}")
         low, high = int(self.labels.min()), int(self.labels.max())
@@ -73,38 +84,38 @@ class PointClouds:
         """Label of every cloud of this data set, in its order."""
         return self.labels[self.index]
 
-    def fetch(self, positions: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
-        """Batch: points (b, P, 3) float32, label (b,), index (b,) and, where there are any, seg and unit normals."""
+    @property
+    def windowed(self) -> bool:
+        """Whether a draw chooses which points of a cloud are read."""
+        return isinstance(self.points, Windows)
+
+    def fetch(self, positions: Sequence[int] | np.ndarray, draws: np.ndarray | None = None) -> dict[str, Tensor]:
+        """Batch: points (b, P, 3) float32, label (b,), index (b,); seg, unit normals, features where there are any.
+
+        draws (b,), numbers in [0, 1), choose the window of each cloud where there is a choice; None: the first one.
+        """
         rows = self.index[np.asarray(positions, dtype=np.int64)]
-        points = torch.from_numpy(np.ascontiguousarray(self.points[rows], dtype=np.float32))
-        if not torch.isfinite(points).all():
+        points = torch.from_numpy(_read(self.points, rows, draws, np.float32))
+        if not torch.isfinite(points.sum()) and not torch.isfinite(points).all():  # the sum is the quick look
             bad = rows[int((~torch.isfinite(points)).any(-1).any(-1).nonzero()[0, 0])]
             raise UserError(
                 f"data set '{self.name}' ({self.split}): cloud {bad} holds NaN or infinite coordinates; remove it"
             )
         batch = {"points": points, "label": torch.from_numpy(self.labels[rows]), "index": torch.from_numpy(rows)}
         if self.seg is not None:
-            batch["seg"] = torch.from_numpy(np.ascontiguousarray(self.seg[rows], dtype=np.int64))
+            batch["seg"] = torch.from_numpy(_read(self.seg, rows, draws, np.int64))
         if self.normals is not None:
-            normals = torch.from_numpy(np.ascontiguousarray(self.normals[rows], dtype=np.float32))
+            normals = torch.from_numpy(_read(self.normals, rows, draws, np.float32))
             batch["normals"] = torch.nn.functional.normalize(normals, dim=-1)  # may be stored as int8 or float16
+        if self.features is not None:
+            batch["features"] = torch.from_numpy(_read(self.features, rows, draws, np.float32))
         return batch
 
     def subset(self, positions: np.ndarray, split: str) -> PointClouds:
         """The clouds at these positions, sharing the arrays."""
-        return PointClouds(
-            self.points,
-            self.labels,
-            self.class_names,
-            name=self.name,
-            split=split,
-            seg=self.seg,
-            part_names=self.part_names,
-            part_category=self.part_category,
-            normals=self.normals,
-            groups=self.groups,
-            index=self.index[positions],
-        )
+        part = copy.copy(self)
+        part.index, part.split = self.index[positions], split
+        return part
 
     def fingerprint(self) -> str:
         """Short hash that tells two data sets apart: size, labels and a few clouds."""
@@ -113,3 +124,8 @@ class PointClouds:
         for position in {0, len(self) // 2, len(self) - 1}:
             digest.update(np.ascontiguousarray(self.points[self.index[position]], dtype=np.float32).tobytes())
         return digest.hexdigest()[:12]
+
+
+def _read(array, rows: np.ndarray, draws: np.ndarray | None, kind: type) -> np.ndarray:
+    read = array.take(rows, draws) if isinstance(array, Windows) else array[rows]
+    return np.ascontiguousarray(read, dtype=kind)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -38,7 +38,8 @@ class Loader:
             raise UserError(f"data.{'' if train else 'eval_'}batch_size: {batch_size}; use at least 1")
         if train:
             self._check_sizes()
-        self.resident = _move(dataset.fetch(np.arange(len(dataset))), device) if resident else None
+        self.resident = self._whole(0) if resident else None
+        self.resident_epoch = 0
 
     def _check_sizes(self) -> None:
         if self.batch_size % self.world:
@@ -60,17 +61,24 @@ class Loader:
         batches = [share for share in shares if len(share)]
         if not batches:  # fewer clouds than processes
             return
+        draws = self._draws(epoch)
         if self.resident is not None:
+            if draws is not None and epoch != self.resident_epoch:
+                self.resident, self.resident_epoch = self._whole(epoch), epoch
             for positions in batches:
                 rows = torch.from_numpy(positions).to(self.device)
                 yield {key: value[rows] for key, value in self.resident.items()}
             return
         with ThreadPoolExecutor(1) as reader:
-            ahead = [reader.submit(self.dataset.fetch, positions) for positions in batches[:1]]
+
+            def read(positions: np.ndarray) -> Future:
+                return reader.submit(self.dataset.fetch, positions, None if draws is None else draws[positions])
+
+            ahead = [read(positions) for positions in batches[:1]]
             for following in [*batches[1:], None]:
                 batch = ahead.pop().result()
                 if following is not None:
-                    ahead.append(reader.submit(self.dataset.fetch, following))
+                    ahead.append(read(following))
                 yield _move(batch, self.device)
 
     def _global_batches(self, epoch: int) -> list[np.ndarray]:
@@ -78,6 +86,15 @@ class Loader:
         if self.train:
             order = np.random.default_rng([self.seed, epoch]).permutation(order)
         return [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(len(self))]
+
+    def _draws(self, epoch: int) -> np.ndarray | None:
+        """One number per cloud that chooses the points read in this epoch, where there is a choice; training only."""
+        if not (self.train and self.dataset.windowed):
+            return None
+        return np.random.default_rng([self.seed, epoch, 1]).random(len(self.dataset))
+
+    def _whole(self, epoch: int) -> dict[str, Tensor]:
+        return _move(self.dataset.fetch(np.arange(len(self.dataset)), self._draws(epoch)), self.device)
 
     def _share(self, batch: np.ndarray) -> np.ndarray:
         return np.array_split(batch, self.world)[self.rank]

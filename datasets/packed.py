@@ -48,7 +48,7 @@ def packed(path: str, split: str = "train", num_points: int | None = None, name:
     file = Path(path.replace("{split}", split)).expanduser()
     if not file.is_file():
         raise UserError(_not_found(Path(path).expanduser(), file, split))
-    arrays, keys = _read(file)
+    arrays, keys = read_arrays(file)
     if name is None:
         name = Path(path.replace("{split}", "")).stem.strip("_-.") or file.stem
     return _clouds(arrays, keys, str(file), name, split, num_points)
@@ -107,7 +107,7 @@ def _not_found(pattern: Path, file: Path, split: str) -> str:
     return f"{file}: not found" + (f"; did you mean '{near[0]}'?" if near else "")
 
 
-def _read(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     """Arrays of the keys we know, and the names of all keys in the file."""
     if path.suffix.lower() not in EXTENSIONS:
         raise UserError(f"{path}: a packed data set is one of {', '.join(EXTENSIONS)}, not '{path.suffix}'")

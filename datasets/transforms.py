@@ -18,7 +18,7 @@ from utils.errors import UserError
 from utils.random import BatchRandom
 
 Batch = dict[str, Tensor]
-PER_POINT = ("points", "seg", "normals")
+PER_POINT = ("points", "seg", "normals", "features", "source")
 AXES = {"x": 0, "y": 1, "z": 2}
 
 
@@ -55,13 +55,13 @@ def take(batch: Batch, indices: Tensor) -> Batch:
 
 
 class Scale:
-    """Multiply each axis by its own factor in [low, high)."""
+    """Multiply each axis by its own factor in [low, high), or all by one."""
 
-    def __init__(self, low: float = 2 / 3, high: float = 3 / 2):
-        self.low, self.high = low, high
+    def __init__(self, low: float = 2 / 3, high: float = 3 / 2, isotropic: bool = False):
+        self.low, self.high, self.axes = low, high, 1 if isotropic else 3
 
     def __call__(self, batch: Batch, rng: BatchRandom) -> Batch:
-        factors = rng.uniform(len(batch["points"]), 1, 3, low=self.low, high=self.high)
+        factors = rng.uniform(len(batch["points"]), 1, self.axes, low=self.low, high=self.high)
         scaled = {**batch, "points": batch["points"] * factors}
         if "normals" in batch:  # planes that widen along an axis turn away from it
             scaled["normals"] = F.normalize(batch["normals"] / factors, dim=-1)
@@ -80,10 +80,13 @@ class Translate:
 
 
 class ScaleTranslate:
-    """Scale, then translate: the augmentation of Point-MAE and its family."""
+    """Scale, then translate: the augmentation of Point-MAE and its family.
 
-    def __init__(self, low: float = 2 / 3, high: float = 3 / 2, distance: float = 0.2):
-        self.scale, self.translate = Scale(low, high), Translate(distance)
+    Its part segmentation has low 0.8, high 1.25, distance 0.1 and is isotropic.
+    """
+
+    def __init__(self, low: float = 2 / 3, high: float = 3 / 2, distance: float = 0.2, isotropic: bool = False):
+        self.scale, self.translate = Scale(low, high, isotropic), Translate(distance)
 
     def __call__(self, batch: Batch, rng: BatchRandom) -> Batch:
         return self.translate(self.scale(batch, rng), rng)
@@ -147,9 +150,12 @@ class Normalize:
     """Centre on the mean and scale the largest radius to 1."""
 
     def __call__(self, batch: Batch, rng: BatchRandom) -> Batch:
-        points = batch["points"] - batch["points"].mean(dim=1, keepdim=True)
-        radius = points.norm(dim=-1).amax(dim=1)[:, None, None]
-        return {**batch, "points": points / radius.clamp(min=1e-12)}
+        # (B, 3, N): long rows are reduced several times faster than columns of three
+        rows = batch["points"].transpose(1, 2).clone(memory_format=torch.contiguous_format)
+        rows -= rows.mean(dim=2, keepdim=True)
+        radius = rows.square().sum(dim=1).amax(dim=1).sqrt()[:, None, None]
+        rows /= radius.clamp(min=1e-12)
+        return {**batch, "points": rows.transpose(1, 2).contiguous()}
 
 
 class RandomPoints:

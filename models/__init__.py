@@ -15,6 +15,7 @@ MODELS = Registry(
     {
         "PointMAE": "models.point_mae:PointMAE",
         "PointMAEClassifier": "models.point_mae:PointMAEClassifier",
+        "PointMAESegmenter": "models.point_mae_seg:PointMAESegmenter",
         "PointM2AE": "models.point_m2ae:PointM2AE",
         "PointM2AEClassifier": "models.point_m2ae_finetune:PointM2AEClassifier",
         "PointM2AESegmenter": "models.point_m2ae_finetune:PointM2AESegmenter",

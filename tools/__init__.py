@@ -7,6 +7,8 @@ TASKS = Registry(
     {
         "pretrain": "tools.tasks.pretrain:Pretrain",
         "classify": "tools.tasks.classify:Classify",
+        "part_segmentation": "tools.tasks.segment:PartSegmentation",
+        "semantic_segmentation": "tools.tasks.segment:SemanticSegmentation",
     },
 )
 

@@ -17,11 +17,12 @@ from tools.runner import Runner
 from tools.splits import DataSplits, check_data
 from tools.tasks.base import Task
 from utils import dist
-from utils.checkpoint import LoadReport, load_weights, read_checkpoint, weights_in
+from utils.checkpoint import LoadReport, load_weights, weights_in
 from utils.errors import UserError
 from utils.schema import check_arguments, check_required, check_type, hint, parameters
 
 SECTIONS = ("task", "model", "data", "optimizer", "scheduler", "runner", "compat", "seed", "device", "deterministic")
+SIZES = {"num_classes": "num_classes", "num_categories": "num_classes", "num_parts": "num_parts"}  # model: data
 NEW_HEAD = ("head.",)  # may have another shape than in the checkpoint
 
 
@@ -42,7 +43,7 @@ def check_config(config: Mapping[str, Any]) -> None:
         if not isinstance(config.get(key), Mapping):
             raise UserError(f"{key}: section missing; the configuration needs it")
     TASKS.check(config["task"], "task")
-    MODELS.check(config["model"], "model", given=("num_classes",) if _takes_classes(config["model"]) else ())
+    MODELS.check(config["model"], "model", given=tuple(_sizes_taken(config["model"])))
     OPTIMIZERS.check(config["optimizer"], "optimizer", given=("params",))
     SCHEDULERS.check(config.get("scheduler", {"name": "cosine"}), "scheduler")
     for section, target in (("runner", Runner), ("compat", compat)):
@@ -83,19 +84,24 @@ def build_data(config: Mapping[str, Any], device: torch.device, seed: int) -> Da
 
 
 def build_model(config: Mapping[str, Any], data: DataSplits) -> nn.Module:
-    """The number of classes comes from the data unless the configuration names it."""
-    cfg = config["model"]
-    extra = {"num_classes": data.num_classes} if _takes_classes(cfg) and "num_classes" not in cfg else {}
-    if cfg.get("num_classes", data.num_classes) < data.num_classes:
+    """The numbers of classes, parts and categories come from the data unless the configuration names them."""
+    cfg, extra = config["model"], {}
+    for key in _sizes_taken(cfg):
+        there = getattr(data, SIZES[key])
+        if key not in cfg:
+            extra[key] = there
+        elif cfg[key] < there and not (key == "num_categories" and cfg[key] == 0):
+            raise UserError(f"model.{key}: {cfg[key]}, but the data have {there}; leave it out")
+    if extra.get("num_parts") == 0:
         raise UserError(
-            f"model.num_classes: {cfg['num_classes']}, but the data have {data.num_classes} classes; leave it out"
+            "data: no part names, so these data cannot be segmented; name data with a label for every point"
         )
     return MODELS.build(cfg, "model", **extra)
 
 
-def load_into(model: nn.Module, path: str, *, whole: bool) -> LoadReport:
+def load_into(model: nn.Module, checkpoint: Mapping[str, Any], path: str, *, whole: bool) -> LoadReport:
     """Weights of ours or of the official code. whole: every tensor must be there (to test a finished model)."""
-    weights = weights_in(read_checkpoint(path), path)
+    weights = weights_in(checkpoint, path)
     report = load_weights(model, weights, path, getattr(model, "key_map", None), may_differ=() if whole else NEW_HEAD)
     if whole and report.missing:
         raise UserError(f"{report.summary()}: a finished model is needed here; fine-tune it first")
@@ -134,5 +140,6 @@ def set_determinism(on: bool) -> None:
         torch.backends.cudnn.benchmark = False
 
 
-def _takes_classes(cfg: Mapping[str, Any]) -> bool:
-    return "num_classes" in parameters(MODELS.get(cfg.get("name", ""), "model"))
+def _sizes_taken(cfg: Mapping[str, Any]) -> list[str]:
+    """Which sizes of the data the model asks for."""
+    return [key for key in parameters(MODELS.get(cfg.get("name", ""), "model")) if key in SIZES]

@@ -27,13 +27,16 @@ from tools.build import (
     set_determinism,
 )
 from tools.experiment import Experiment, config_hash, machine
+from tools.mismatch import mismatches, too_few_steps
 from tools.monitor import duration
 from tools.probe import PROBES, run_probes
 from tools.report import results_table, write_report
 from tools.runner import Runner, Stopped
 from tools.splits import DataSplits
+from tools.sweep import ALL_FOLDS, EPISODE, is_sweep, prefix, start_of, sweep, with_episode
 from tools.tasks.base import Task, evaluating
 from utils import dist
+from utils.checkpoint import read_checkpoint
 from utils.config import describe_config, load_config, to_plain
 from utils.cpu import tune
 from utils.errors import UserError, first_line
@@ -65,6 +68,7 @@ def parse_arguments(mode: str, argv: Sequence[str] | None) -> argparse.Namespace
     parser.add_argument("--test", action="store_true", help="test the checkpoint, train nothing")
     parser.add_argument("--svm", action="store_true", help="probe the frozen features of the checkpoint (or of none)")
     parser.add_argument("--seed", type=int, help="random seed; default from the configuration, else 0")
+    parser.add_argument("--seeds", type=int, metavar="N", help="run seeds 0 to N-1, then tell mean and deviation")
     parser.add_argument("--deterministic", action="store_true", default=None, help="refuse what may differ run to run")
     parser.add_argument("--print-config", action="store_true", help="show every value and where it comes from")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="a.b=value", help="override options")
@@ -73,27 +77,47 @@ def parse_arguments(mode: str, argv: Sequence[str] | None) -> argparse.Namespace
     if mode == "finetune":
         parser.add_argument("--finetune_model", action="store_true", help="fine-tune from the pre-trained --ckpts")
         parser.add_argument("--scratch_model", action="store_true", help="train the same model from scratch")
+        parser.add_argument("--with_scratch", action="store_true", help="the same from scratch beside it, in one table")
         parser.add_argument("--vote", action="store_true", help="also test by voting over 10 augmented views")
+        parser.add_argument("--way", type=int, help="few-shot: number of classes")
+        parser.add_argument("--shot", type=int, help="few-shot: training clouds a class")
+        parser.add_argument("--fold", type=int, help="few-shot: which episode")
+        parser.add_argument("--folds", type=folds, metavar="all|N", help=f"few-shot: all {ALL_FOLDS} folds, or N")
     args = parser.parse_intermixed_args(argv)
-    for name in ("finetune_model", "scratch_model", "vote"):
+    for name in ("finetune_model", "scratch_model", "with_scratch", "vote"):
         setattr(args, name, getattr(args, name, False))
+    for name in (*EPISODE, "folds"):
+        setattr(args, name, getattr(args, name, None))
     return args
+
+
+def folds(text: str) -> int:
+    return ALL_FOLDS if text == "all" else int(text)
 
 
 def check_arguments(args: argparse.Namespace, mode: str) -> None:
     """Contradictions on the command line."""
     if args.resume and (args.test or args.svm):
         raise UserError("--resume continues training; it does not go with --test or --svm")
-    if args.resume and args.ckpts:
+    if args.resume and args.ckpts and not is_sweep(args):
         raise UserError("--resume continues from the run's own checkpoint; leave out --ckpts")
     if args.test and not args.ckpts:
         raise UserError("--test needs --ckpts: which model to test")
     if args.finetune_model and args.scratch_model:
         raise UserError("--finetune_model starts from a checkpoint, --scratch_model from nothing; choose one")
-    if args.finetune_model and not args.ckpts and not args.resume:
+    if args.finetune_model and not args.ckpts and not (args.resume and not is_sweep(args)):
         raise UserError("--finetune_model needs --ckpts: the pre-trained model (from scratch: --scratch_model)")
     if args.scratch_model and args.ckpts:
         raise UserError("--scratch_model starts from nothing; leave out --ckpts")
+    if args.with_scratch and not (args.ckpts and (args.finetune_model or args.svm)):
+        raise UserError("--with_scratch stands beside --finetune_model --ckpts P, or --svm --ckpts P")
+    if args.folds is not None and (args.fold is not None or args.seeds is not None):
+        raise UserError("--folds runs every fold with one seed; leave out --fold and --seeds")
+    if args.seeds is not None and args.seed is not None:
+        raise UserError("--seeds N runs seeds 0 to N-1; leave out --seed")
+    for name in ("seeds", "folds"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name}: {getattr(args, name)}; use at least 1")
     trains = not (args.test or args.svm or args.resume or args.print_config)
     if mode == "finetune" and trains and not (args.finetune_model or args.scratch_model):
         raise UserError("say --finetune_model --ckpts P, --scratch_model, --test --ckpts P or --svm")
@@ -113,10 +137,17 @@ def main(mode: str, argv: Sequence[str] | None = None) -> int:
         if args.vote and not config["task"].get("vote_times"):
             config["task"]["vote_times"], origins["task.vote_times"] = 10, "command line"
             check_config(config)
+        episode = {key: getattr(args, key) for key in EPISODE if getattr(args, key) is not None}
+        if episode or args.folds is not None:
+            config = with_episode(config, **(episode or {"fold": 0}))
+            check_config(config)
         if args.print_config:
             print(describe_config(config, origins))
             return 0
-        run(args, config)
+        if is_sweep(args):
+            sweep(args, config, run)
+        else:
+            run(args, config)
     except (UserError, OSError) as error:
         return tell(str(error))
     except torch.OutOfMemoryError as error:
@@ -152,7 +183,10 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
     data = build_data(config, device, seed)
     seed_everything(seed)  # the same initial weights in every process
     model = build_model(config, data)
-    weights = load_into(model, args.ckpts, whole=args.test).summary() if args.ckpts else "weights: at random"
+    checkpoint = read_checkpoint(args.ckpts) if args.ckpts else {}
+    weights = "weights: at random"
+    if args.ckpts:
+        weights = load_into(model, checkpoint, args.ckpts, whole=args.test).summary()
     runner = build_runner(config, model.to(device))
     task = build_task(config)
     runner.prepare(
@@ -166,28 +200,36 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
         seed=seed,
         **compat(**config.get("compat", {})),
     )
-    check_first_batch(runner)
+    num_points = check_first_batch(runner)
     seed_everything(seed, dist.rank())  # dropout and the like differ between processes
     if args.resume:
         weights = runner.resume()
     experiment.open()  # from here on the run leaves traces
-    experiment.record_start(config, seed)
+    start = experiment.read_json("environment.json").get("start", "?") if args.resume else start_of(args)
+    experiment.record_start(config, seed, start)
     announce(experiment, config, data, model, device, weights, tuned)
+    trains = not (args.test or args.svm)
+    warnings = mismatches(checkpoint, config, num_points, trains)
+    for line in warnings + (too_few_steps(model, runner.total_epochs * runner.steps) if trains else []):
+        get_logger().warning(f"warning: {line}")
+    del checkpoint  # may be large
     rows = work(args, runner, task, data)
     if dist.is_main() and not args.svm:
         task.draw(runner.eval_model(), data, runner.autocast, experiment.folder)
-    finish(experiment, rows, config, data, time.monotonic() - started)
+    finish(experiment, [{**row, "start": start} for row in rows], config, data, time.monotonic() - started)
 
 
-def check_first_batch(runner: Runner) -> None:
-    """Send two clouds through: what does not fit together shows before a folder is made."""
+def check_first_batch(runner: Runner) -> int:
+    """Send two clouds through: what does not fit together shows before a folder is made. Points a cloud when tested."""
     data, loader = runner.data, runner.data.train
     batch = loader.dataset.fetch(range(min(2, len(loader.dataset))))
     batch = {key: value.to(loader.device) for key, value in batch.items()}
     with evaluating(runner.autocast):
         for transforms in (data.augment, data.eval_transform):
             rng = BatchRandom(0, loader.device, rank=0, world=1)
-            runner.task.losses(runner.eval_model(), apply_all(transforms, batch, rng), rng)
+            prepared = apply_all(transforms, batch, rng)
+            runner.task.losses(runner.eval_model(), prepared, rng)
+    return prepared["points"].shape[1]
 
 
 def work(args: argparse.Namespace, runner: Runner, task: Task, data: DataSplits) -> list[dict]:
@@ -199,8 +241,9 @@ def work(args: argparse.Namespace, runner: Runner, task: Task, data: DataSplits)
     runner.fit()
     rows = labelled(task.conclude(runner.eval_model(), data, runner.autocast), "last epoch")
     if runner.best is not None:
-        selection = runner.load_best()
-        rows += labelled(task.conclude(runner.eval_model(), data, runner.autocast), selection)
+        selection, epoch = runner.load_best()
+        best = labelled(task.conclude(runner.eval_model(), data, runner.autocast), selection)
+        rows += [{**row, "best_epoch": epoch} for row in best]
     return rows
 
 
@@ -209,8 +252,8 @@ def labelled(rows: list[dict], selection: str) -> list[dict]:
 
 
 def find_experiment(args: argparse.Namespace) -> Experiment:
-    prefix = "test_" if args.test else "svm_" if args.svm else ""
-    return Experiment(args.root, args.config, prefix + args.exp_name, resume=args.resume, overwrite=args.overwrite)
+    name = prefix(args) + args.exp_name
+    return Experiment(args.root, args.config, name, resume=args.resume, overwrite=args.overwrite)
 
 
 def announce(

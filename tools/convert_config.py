@@ -7,6 +7,7 @@ where every value went, or why nowhere. Values are taken by dotted key; what is 
 from __future__ import annotations
 
 import fnmatch
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -46,14 +47,14 @@ SAMPLING = {  # (task, their data set): steps for a training batch, for any othe
 }
 REASONS = {  # patterns of keys without a counterpart -> why; the first that fits
     "consider_metric": "the training loops there never read it",
-    "dataset.*_PATH": "raw files; here data.*.path names a packed file",
-    "dataset.*.ROOT": "raw files; here data.*.path names a packed file",
-    "dataset.*.N_POINTS": "the packed file knows it",
-    "dataset.*.NUM_CATEGORY": "the packed file knows it",
+    "dataset.*.N_POINTS": "the files know it",
+    "dataset.*.NUM_CATEGORY": "the files know it",
     "dataset.*.USE_NORMALS": "the models read coordinates only",
     "dataset.*.bs": "changes no result; here data.eval_batch_size",
-    "dataset.val.*": "nothing is evaluated while pre-training, as there; data.test adds probes at the end",
     "dataset.test.*": "only --test reads it there; here a run is tested on one set, what was dataset.val",
+    "dataset.*_PATH": "not read while pre-training, or --data names packed files instead",
+    "dataset.*.ROOT": "--data names packed files instead",
+    "dataset.val.*": "nothing is evaluated while pre-training, as there; data.test adds probes at the end",
     "dataset.extra_train.*": "nothing reads it while pre-training there",
     "bnmscheduler.*": "the momentum of BatchNorm is constant here",
     "npoints": "pre-training samples as many points as dataset.train.others.npoints says",
@@ -67,7 +68,7 @@ DIFFERENCES = {"pretrain": [SCHEDULE], "classify": [SCHEDULE, SELECTION]}
 LAG: Section = {"compat": {"point_mae_schedule": True}}
 FAITHFUL = {"pretrain": LAG, "classify": LAG | {"runner": {"select": "test"}, "data": {"val_fraction": 0.0}}}
 SUMMED = "step_per_update: the gradients of {} batches are summed there and averaged here"
-FEW_SHOT = "way, shot and fold are command line options there; here every fold is a pair of packed files of its own"
+FEW_SHOT = "way, shot and fold are command line options there; here they are options of data.train and data.test"
 
 
 class Source:
@@ -95,8 +96,6 @@ class Source:
     def leftovers(self) -> list[str]:
         grouped: dict[str, list[str]] = {}
         for key, value in self.left.items():
-            if key.endswith(".FILE"):  # ours, see `read`
-                continue
             fitting = (reason for pattern, reason in REASONS.items() if fnmatch.fnmatchcase(key, pattern))
             reason = next(fitting, "not known as a key of this family")
             grouped.setdefault(reason, []).append(f"{key} ({value})")
@@ -135,7 +134,7 @@ def convert(path: str | Path, data: str | None = None, faithful: bool = False) -
 
 
 def read(path: Path) -> Section:
-    """Their file by dotted key; the `_base_` and `others` of a data set become one mapping, FILE its name."""
+    """Their file by dotted key; the `_base_` and `others` of a data set become one mapping."""
     config = load_mapping(path)
     check_type(config.get("dataset"), dict, "dataset")
     for split, cfg in config["dataset"].items():
@@ -143,7 +142,7 @@ def read(path: Path) -> Section:
         check_type(cfg, dict, place)
         base, others = cfg.pop("_base_", {}), cfg.pop("others", {})
         if isinstance(base, str):
-            base = {**load_mapping(find(base, path, f"{place}._base_")), "FILE": Path(base).stem}
+            base = load_mapping(find(base, path, f"{place}._base_"))
         check_type(base, dict, f"{place}._base_")
         check_type(others, dict, f"{place}.others")
         config["dataset"][split] = {**base, **cfg, **others}
@@ -206,20 +205,54 @@ def data_section(source: Source, task: str, data: str | None) -> Section:
         section[key] = [{"name": step} | ({} if step == "normalize" else {"num_points": points}) for step in steps]
     section["augment"].append({"name": "scale_translate"})
     source.notes += [FEW_SHOT] if name == "ModelNetFewShot" else []
-    if data is None:
-        splits = ", ".join(cfg["path"].replace("{split}", cfg["split"]) for cfg in (train, test) if cfg)
-        source.notes.append(f"the clouds must be packed first, to {splits}; --data names other packed files")
     return section
 
 
 def data_set(source: Source, split: str, target: str, task: str, data: str | None) -> tuple[Section, str]:
+    """Our data set, and the name of theirs; `data` puts packed files in its place."""
     known = {name: None for of_task, name in SAMPLING if of_task == task}
-    name = source.take_name(f"dataset.{split}.NAME", f"data.{target}.path", known)
-    file = source.left.pop(f"dataset.{split}.FILE", name)
-    part = source.take(f"dataset.{split}.subset", str, f"data.{target}.split")
-    if source.take(f"dataset.{split}.whole", bool, f"data.{target}.split, training and test clouds in one", False):
+    place, ours = f"dataset.{split}", f"data.{target}"
+    name = source.take_name(f"{place}.NAME", f"{ours}.name", known)
+    part = source.take(f"{place}.subset", str, f"{ours}.split")
+    if source.take(f"{place}.whole", bool, f"{ours}.split, training and test clouds in one", False):
         part = "whole"
-    return {"name": "packed", "path": data or f"${{POINT_DATA_ROOT:-data}}/{file}_{{split}}.npz", "split": part}, name
+    if data is not None:
+        return {"name": "packed", "path": data, "split": part}, name
+    make = {"ShapeNet": shapenet, "ModelNet": modelnet, "ModelNetFewShot": few_shot}.get(name, scanobjectnn)
+    return make(source, place, ours, name) | {"split": part}, name
+
+
+def shapenet(source: Source, place: str, ours: str, _: str) -> Section:
+    """DATA_PATH is the folder of the lists, PC_PATH that of the clouds; here both are named below one root."""
+    lists = Path(source.take(f"{place}.DATA_PATH", str, f"{ours}.root, {ours}.lists"))
+    clouds = Path(source.take(f"{place}.PC_PATH", str, f"{ours}.clouds", f"{lists.parent}/shapenet_pc"))
+    section: Section = {"name": "shapenet55", "root": our_root(lists.parent), "lists": lists.name}
+    return section | {"clouds": os.path.relpath(clouds, lists.parent)}
+
+
+def modelnet(source: Source, place: str, ours: str, _: str) -> Section:
+    root = Path(source.take(f"{place}.DATA_PATH", str, f"{ours}.root"))
+    classes = source.take(f"{place}.NUM_CATEGORY", int, f"{ours}.classes", 40)
+    return {"name": "modelnet40", "root": our_root(root), "classes": classes}
+
+
+def few_shot(source: Source, place: str, ours: str, _: str) -> Section:
+    root = Path(source.take(f"{place}.DATA_PATH", str, f"{ours}.root"))
+    return {"name": "modelnet_fewshot", "root": our_root(root), "way": 5, "shot": 10, "fold": 0}
+
+
+def scanobjectnn(source: Source, place: str, ours: str, name: str) -> Section:
+    """ROOT is main_split or main_split_nobg; with the name of the data set it says which variant."""
+    folder = Path(source.take(f"{place}.ROOT", str, f"{ours}.root, {ours}.variant"))
+    bare = folder.name.endswith("_nobg")
+    variant = ("hardest_nobg" if bare else "hardest") if name.endswith("hardest") else "objonly" if bare else "objbg"
+    return {"name": "scanobjectnn", "root": our_root(folder.parent), "variant": variant}
+
+
+def our_root(path: Path) -> str:
+    """data/ there is the folder that POINT_DATA_ROOT names here."""
+    inside = path.parts[:1] == ("data",)
+    return "/".join(("${POINT_DATA_ROOT:-data}", *path.parts[1:])) if inside else path.as_posix()
 
 
 def optimizer_section(source: Source, accumulate: int) -> Section:

@@ -51,14 +51,20 @@ class Experiment:
                 unfinished.unlink()
         dist.barrier()
 
-    def record_start(self, config: Mapping[str, Any], seed: int) -> None:
+    def record_start(self, config: Mapping[str, Any], seed: int, start: str) -> None:
         """What is needed to run it again: resolved configuration, command line, environment."""
         if not dist.is_main():
             return
         (self.folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         with open(self.folder / "command.txt", "a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  python {shlex.join(sys.argv)}\n")
-        self.write_json("environment.json", environment() | {"seed": seed, "config_hash": config_hash(config)})
+        self.write_json(
+            "environment.json", environment() | {"seed": seed, "start": start, "config_hash": config_hash(config)}
+        )
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def write_json(self, name: str, value: Any) -> None:
         if dist.is_main():

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from datasets import DATASETS, TRANSFORMS
+from datasets.fewshot import Episode
 from models import MASKS, MODELS
 from tools import OPTIMIZERS, SCHEDULERS, TASKS
 from tools.build import compat
@@ -26,6 +27,7 @@ KINDS: dict[str, tuple[str, Registry | Callable]] = {  # kind: where it stands, 
     "model": ("model", MODELS),
     "mask": ("model.mask", MASKS),
     "data": ("data", DataSplits),
+    "few_shot": ("data.few_shot", Episode),
     "dataset": ("data.train, .val, .test", DATASETS),
     "transform": ("data.augment, .eval_transform", TRANSFORMS),
     "optimizer": ("optimizer", OPTIMIZERS),

@@ -22,15 +22,22 @@ figure{display:inline-block;margin:0 1em 1em 0}figcaption{font-weight:600}svg te
 
 
 def results_table(rows: list[dict]) -> list[str]:
-    """Aligned lines: metric, value, split, how the weights were chosen, protocol."""
-    cells = [("metric", "value", "split", "weights", "protocol")]
-    for row in rows:
-        protocol = row.get("protocol") or row.get("voting") or ""
-        cells.append((row["metric"], f"{row['value']:.2f}", row["split"], row.get("selection", ""), protocol))
+    """Aligned lines: metric, value, split, how the weights were chosen, from which start, protocol."""
+    cells = [["metric", "value", "split", "weights", "start", "protocol"], *map(_row_cells, rows)]
     if len(cells) == 1:
         return []
-    widths = [max(len(line[i]) for line in cells) for i in range(5)]
+    if len({line[4] for line in cells[1:]}) == 1:  # one start for all: no column for it
+        cells = [[*line[:4], line[5]] for line in cells]
+    widths = [max(map(len, column)) for column in zip(*cells)]
     return ["  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in cells]
+
+
+def _row_cells(row: dict) -> list[str]:
+    spread = f" +- {row['std']:.2f}" if row.get("std") is not None else ""
+    weights = row.get("selection", "") + (f", epoch {row['best_epoch']}" if "best_epoch" in row else "")
+    start = str(Path(*Path(row.get("start") or "").parts[-2:]))  # the folder of the run tells more than the file
+    protocol = row.get("protocol") or row.get("voting") or ""
+    return [row["metric"], f"{row['value']:.2f}{spread}", row["split"], weights, start, protocol]
 
 
 def read_results(folder: Path) -> dict:
@@ -74,8 +81,13 @@ def _results_html(rows: list[dict]) -> str:
     columns = [
         "metric",
         "value",
+        "std",
+        "n",
+        "over",
         "split",
         "selection",
+        "best_epoch",
+        "start",
         "protocol",
         "voting",
         "dataset",
@@ -87,14 +99,14 @@ def _results_html(rows: list[dict]) -> str:
     head = "".join(f"<th>{key}</th>" for key in columns)
     body = "".join("<tr>" + "".join(_cell(row.get(key)) for key in columns) + "</tr>" for row in rows)
     table = f"<h2>Results</h2><table><tr>{head}</tr>{body}</table>"
-    per_class = next((row["per_class"] for row in reversed(rows) if row.get("per_class")), None)
-    return table + (_per_class_html(per_class) if per_class else "")
+    detailed = next((row for row in reversed(rows) if row.get("per_class")), None)
+    return table + (_per_class_html(detailed["metric"], detailed["per_class"]) if detailed else "")
 
 
-def _per_class_html(per_class: dict[str, float]) -> str:
+def _per_class_html(metric: str, per_class: dict[str, float]) -> str:
     ordered = sorted(per_class.items(), key=lambda item: item[1])
     body = "".join(f"<tr><td>{html.escape(name)}</td>{_cell(value)}</tr>" for name, value in ordered)
-    return f"<details><summary>Accuracy per class</summary><table>{body}</table></details>"
+    return f"<details><summary>{html.escape(metric)} per class</summary><table>{body}</table></details>"
 
 
 def _cell(value) -> str:

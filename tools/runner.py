@@ -318,14 +318,14 @@ class Runner:
             },
         )
 
-    def load_best(self) -> str:
-        """Put the best weights into the model; says how they were chosen."""
+    def load_best(self) -> tuple[str, int]:
+        """Put the best weights into the model; says how they were chosen, and their epoch."""
         state = read_checkpoint(self.experiment.best)
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         rule = "best on test (optimistic)" if self.select == "test" else "best on val"
-        return f"{rule}, epoch {state['best']['epoch']}"
+        return rule, state["best"]["epoch"]
 
     def resume(self) -> str:
         """Continue from the last checkpoint of the experiment folder; says from where."""
@@ -356,7 +356,9 @@ class Runner:
         """Another configuration would be another run; only how long and how often may change."""
         before, now = (dict(flatten({**config, "device": None})) for config in (old, self.config))
         for key in [*now, *before]:
-            if before.get(key) != now.get(key) and not (key in MAY_CHANGE or key.endswith((".path", ".cache"))):
+            if before.get(key) != now.get(key) and not (
+                key in MAY_CHANGE or key.endswith((".path", ".root", ".cache"))
+            ):
                 raise UserError(
                     f"{key}: {now.get(key)} now, but {before.get(key)} in the run to continue; use its "
                     f"{self.experiment.folder / 'config.yaml'}, or start a new run from it with --ckpts"

@@ -9,17 +9,19 @@ import torch
 
 from datasets import DATASETS, TRANSFORMS
 from datasets.base import PointClouds
+from datasets.fewshot import Episode
 from datasets.loader import Loader
 from utils.errors import UserError
 from utils.logging import get_logger
-from utils.schema import join
+from utils.schema import check_arguments, check_required, join
 
 
 class DataSplits:
     """Loaders for train, val and test. Validation data are held out from the training data unless `val` names others.
 
     batch_size counts the clouds of all processes together. `augment` transforms training batches, `eval_transform` all
-    others. label_fraction keeps a share of each class of the training data (at least one cloud).
+    others. label_fraction keeps a share of each class of the training data (at least one cloud). few_shot cuts an
+    episode out of both: options as of `datasets.fewshot.Episode`.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class DataSplits:
         val: dict | None = None,
         val_fraction: float = 0.1,
         label_fraction: float = 1.0,
+        few_shot: dict | None = None,
         batch_size: int = 32,
         eval_batch_size: int = 64,
         augment: list[dict] | None = None,
@@ -47,14 +50,18 @@ class DataSplits:
             TRANSFORMS.build(cfg, f"data.eval_transform.{i}") for i, cfg in enumerate(eval_transform or [])
         ]
         full = DATASETS.build(train, "data.train")
-        train_set, val_set = full, DATASETS.build(val, "data.val") if val else None
+        test_set = DATASETS.build(test, "data.test") if test else None
+        val_set = DATASETS.build(val, "data.val") if val else None
+        _check_classes(full, val=val_set, test=test_set)
+        if few_shot is not None:
+            full, val_set, test_set = cut_episode(few_shot, full, val_set, test_set)
+        train_set = full
         if val_set is None and val_fraction > 0:
             train_set, val_set = hold_out(full, val_fraction, seed=0)
-        test_set = DATASETS.build(test, "data.test") if test else None
-        _check_classes(full, val=val_set, test=test_set)
         if label_fraction < 1:
             train_set = keep_share(train_set, label_fraction, seed)
         self.num_classes, self.class_names = full.num_classes, full.class_names
+        self.part_names, self.part_category, self.num_parts = full.part_names, full.part_category, len(full.part_names)
         self.train = Loader(train_set, batch_size, device, train=True, seed=seed, resident=resident)
         self.fit_set = Loader(train_set, eval_batch_size, device)  # training data in order, for probes
         self.val = Loader(val_set, eval_batch_size, device) if val_set else None
@@ -66,7 +73,8 @@ class DataSplits:
             if loader is not None:
                 data = loader.dataset
                 parts.append(f"{name} {len(data)} x {data.num_points} ({data.name}, {data.fingerprint()})")
-        return f"data: {', '.join(parts)}; {self.num_classes} classes; batch {self.train.batch_size}"
+        labels = f"{self.num_classes} classes" + (f", {self.num_parts} parts" if self.num_parts else "")
+        return f"data: {', '.join(parts)}; {labels}; batch {self.train.batch_size}"
 
 
 def check_data(cfg: dict[str, Any], where: str = "data") -> None:
@@ -77,11 +85,31 @@ def check_data(cfg: dict[str, Any], where: str = "data") -> None:
     for key in ("augment", "eval_transform"):
         for index, transform in enumerate(cfg.get(key) or []):
             TRANSFORMS.check(transform, f"{where}.{key}.{index}")
+    if cfg.get("few_shot") is not None:
+        place, what = join(where, "few_shot"), "section 'few_shot'"
+        check_arguments(Episode, cfg["few_shot"], place, what)
+        check_required(Episode, cfg["few_shot"], place, what)
+
+
+def cut_episode(
+    cfg: dict, train: PointClouds, val: PointClouds | None, test: PointClouds | None
+) -> tuple[PointClouds, None, PointClouds]:
+    """The clouds to learn from and to be asked about."""
+    if test is None or val is not None:
+        raise UserError(
+            "data.few_shot: takes its queries from data.test, which must be there, and goes without data.val"
+        )
+    support, query = Episode(**cfg).cut(train, test)
+    return support, None, query
 
 
 def _check_classes(train: PointClouds, **others: PointClouds | None) -> None:
     """The same classes in the same order, or labels would mean different things."""
     for split, other in others.items():
+        if other is not None and other.part_names != train.part_names:
+            raise UserError(
+                f"data.{split}: the parts of '{other.name}' are named otherwise than those of '{train.name}'"
+            )
         if other is not None and other.class_names != train.class_names:
             odd = sorted(set(other.class_names) ^ set(train.class_names))
             what = f"not in both: {', '.join(odd[:5])}" if odd else "in another order"

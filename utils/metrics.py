@@ -38,26 +38,94 @@ class Mean:
 
 
 class Confusion:
-    """Confusion matrix of a classifier over a whole set: overall accuracy, mean class accuracy, per class recall."""
+    """Confusion matrix over a whole set, of clouds or of points; a negative truth is no label and does not count."""
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu"):
         self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.long, device=device)  # [truth, prediction]
 
     def add(self, prediction: Tensor, truth: Tensor) -> None:
-        size = len(self.matrix)
-        self.matrix += torch.bincount(truth * size + prediction, minlength=size * size).reshape(size, size)
+        size, labelled = len(self.matrix), truth >= 0
+        cells = truth[labelled] * size + prediction[labelled]
+        self.matrix += torch.bincount(cells, minlength=size * size).reshape(size, size)
 
     def reduce(self) -> Confusion:
         dist.all_sum(self.matrix)
         return self
 
     def accuracy(self) -> float:
-        """Percent of clouds classified correctly."""
+        """Percent classified correctly."""
         return 100.0 * float(self.matrix.diag().sum()) / max(int(self.matrix.sum()), 1)
 
     def class_accuracy(self) -> Tensor:
-        """Percent per class; NaN for a class without clouds."""
+        """Percent per class; NaN for a class that does not occur."""
         return 100.0 * self.matrix.diag() / self.matrix.sum(1)
 
     def mean_class_accuracy(self) -> float:
         return float(torch.nanmean(self.class_accuracy()))
+
+    def class_iou(self) -> Tensor:
+        """Intersection over union per class in percent; NaN for a class that neither occurs nor is predicted."""
+        both = self.matrix.diag()
+        return 100.0 * both / (self.matrix.sum(0) + self.matrix.sum(1) - both)
+
+    def mean_iou(self) -> float:
+        return float(torch.nanmean(self.class_iou()))
+
+
+class PartScores:
+    """Intersection over union (IoU) of parts, cloud by cloud, and accuracy over points; negative labels do not count.
+
+    allowed: (categories, parts), true where a cloud of the category can have the part. The IoU of a cloud is the mean
+    over the parts of its category, 1 for a part that is neither there nor predicted.
+    """
+
+    def __init__(self, allowed: Tensor):
+        self.allowed = allowed
+        wide = torch.float32 if allowed.device.type == "mps" else torch.float64  # Apple's has no float64
+        self.sums = torch.zeros(len(allowed), dtype=wide, device=allowed.device)  # of the clouds' IoU, a category
+        self.clouds = torch.zeros(len(allowed), dtype=torch.long, device=allowed.device)
+        self.points = Confusion(allowed.shape[1], allowed.device)
+
+    def predict(self, scores: Tensor, category: Tensor) -> Tensor:
+        """(B, N, parts), (B,) -> the best part of every point (B, N) among those of the cloud's category."""
+        return scores.masked_fill(~self.allowed[category][:, None], -torch.inf).argmax(dim=-1)
+
+    def add(self, prediction: Tensor, truth: Tensor, category: Tensor) -> None:
+        """(B, N), (B, N), (B,)."""
+        own = self.allowed[category]  # (B, parts)
+        iou = part_iou(prediction, truth, own.shape[1]).to(self.sums.dtype)
+        labelled = (truth >= 0).any(dim=1)  # a cloud without any label cannot be judged
+        mean = (iou * own).sum(dim=1) / own.sum(dim=1)
+        self.sums.index_add_(0, category[labelled], mean[labelled])
+        self.clouds += torch.bincount(category[labelled], minlength=len(self.clouds))
+        self.points.add(prediction, truth)
+
+    def reduce(self) -> PartScores:
+        for total in (self.sums, self.clouds, self.points.matrix):
+            dist.all_sum(total)
+        return self
+
+    def category_iou(self) -> Tensor:
+        """Mean IoU of the clouds of each category in percent; NaN for a category without clouds."""
+        return 100.0 * self.sums / self.clouds
+
+    def figures(self) -> dict[str, float]:
+        """Percent: mean over clouds, mean over categories, points right, mean over parts that occur."""
+        return {
+            "instance_iou": 100.0 * float(self.sums.sum()) / max(int(self.clouds.sum()), 1),
+            "class_iou": float(torch.nanmean(self.category_iou())),
+            "acc": self.points.accuracy(),
+            "macc": self.points.mean_class_accuracy(),
+        }
+
+
+def part_iou(prediction: Tensor, truth: Tensor, num_parts: int) -> Tensor:
+    """(B, N), (B, N) -> IoU of every part in every cloud (B, parts); 1 where a part is neither there nor predicted."""
+    labelled = truth >= 0
+
+    def count(ids: Tensor, which: Tensor) -> Tensor:
+        return which.new_zeros(len(ids), num_parts, dtype=torch.long).scatter_add_(1, ids, which.long())
+
+    both = count(prediction, labelled & (prediction == truth))
+    union = count(prediction, labelled) + count(truth.clamp(min=0), labelled) - both
+    return torch.where(union > 0, both / union.clamp(min=1), 1.0)

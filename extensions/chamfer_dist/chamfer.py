@@ -9,7 +9,8 @@ from typing import Literal, get_args, overload
 import torch
 from torch import Tensor
 
-from extensions.pointops import gather_points, reference
+from extensions.library import operators
+from extensions.pointops import gather_points
 from extensions.pointops.check import check_clouds, check_not_empty
 from extensions.pointops.numeric import safe_sqrt
 from utils.errors import UserError
@@ -65,10 +66,12 @@ def chamfer_distance(
             raise UserError(f"chamfer_distance: {name} must be one of {get_args(allowed)}, got {value!r}")
 
     keep_x, keep_y = (_kept(x, ignore_zeros), _kept(y, ignore_zeros)) if ignore_zeros else (None, None)
-    to_y = reference.nearest(x, _out_of_reach(y, keep_y))
-    to_x = reference.nearest(y, _out_of_reach(x, keep_x))
-    dist1 = (x - gather_points(y, to_y)).square().sum(2)  # (B, n)
-    dist2 = (y - gather_points(x, to_x)).square().sum(2)  # (B, m)
+    if keep_x is None or keep_y is None:
+        dist1, dist2, _, _ = operators.chamfer(x, y)
+    else:
+        _, _, to_y, to_x = operators.chamfer(_out_of_reach(x.detach(), keep_x), _out_of_reach(y.detach(), keep_y))
+        dist1 = (x - gather_points(y, to_y)).square().sum(2)  # (B, n)
+        dist2 = (y - gather_points(x, to_x)).square().sum(2)  # (B, m)
     if norm == "l1":
         dist1, dist2 = safe_sqrt(dist1), safe_sqrt(dist2)
     if keep_x is not None and keep_y is not None:
@@ -89,9 +92,9 @@ def _kept(cloud: Tensor, rule: bool | str) -> Tensor:
     return cloud.sum(2) != 0 if rule == "sum" else (cloud != 0).any(2)
 
 
-def _out_of_reach(cloud: Tensor, keep: Tensor | None) -> Tensor:
-    """The cloud with ignored points moved to infinity, where nothing is nearest to them."""
-    return cloud if keep is None else cloud.masked_fill(~keep[..., None], torch.inf)
+def _out_of_reach(cloud: Tensor, keep: Tensor) -> Tensor:
+    """The cloud with ignored points moved so far away that they are nearest to nothing."""
+    return cloud.masked_fill(~keep[..., None], torch.finfo(cloud.dtype).max)
 
 
 def _cloud_mean(distance: Tensor, keep: Tensor | None) -> Tensor:

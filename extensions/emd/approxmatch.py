@@ -10,12 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from extensions import reference
 from extensions.pointops.check import check_clouds, check_not_empty, check_same_device
-from extensions.pointops.reference import pair_distances
 from utils.errors import UserError
-
-LEVELS = (*(4.0**power for power in range(7, -2, -1)), 0.0)
-TINY = 1e-9
 
 
 @torch.no_grad()
@@ -27,21 +24,7 @@ def approx_match(x: Tensor, y: Tensor) -> Tensor:
     """
     x, y = check_clouds("approx_match", x=x, y=y)
     check_not_empty("approx_match", x=x, y=y)
-    n, m = x.shape[1], y.shape[1]
-    left, right = x.new_full(x.shape[:2], max(1, m // n)), y.new_full(y.shape[:2], max(1, n // m))
-    squared = pair_distances(y, x)  # (B, m, n)
-    plan = torch.zeros_like(squared)
-    for level in LEVELS:
-        kernel = torch.exp(squared * -level)
-        share = left / ((kernel * right[:, :, None]).sum(1) + TINY)  # (B, n)
-        flow = kernel.mul_(share[:, None])  # what x offers for a unit of room
-        offered = flow.sum(2) * right  # (B, m)
-        accepted = (right / (offered + TINY)).clamp_max(1)
-        plan += flow.mul_((right * accepted)[:, :, None])
-        left = (left - flow.sum(1)).clamp_min(0)
-        # what is left of room that was fully taken decides the next round: a difference would round it away
-        right = torch.where(accepted < 1, right * TINY / (offered + TINY), right - offered)
-    return plan
+    return reference.approx_match(x, y)
 
 
 def match_cost(x: Tensor, y: Tensor, plan: Tensor, *, squared: bool = True) -> Tensor:
@@ -59,24 +42,16 @@ def match_cost(x: Tensor, y: Tensor, plan: Tensor, *, squared: bool = True) -> T
 
 
 class _MatchCost(torch.autograd.Function):
-    """Keeps the plan alone for the backward pass, not the distances and differences of all pairs."""
+    """Keeps the gradients alone for the backward pass, not the distances and differences of all pairs."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, plan: Tensor, squared: bool) -> Tensor:
-        ctx.save_for_backward(x, y, plan)
-        ctx.squared = squared
-        distance = pair_distances(y, x)
-        return (plan * (distance if squared else distance.sqrt())).sum((1, 2))
+        cost, *gradients = reference.match_cost_gradients(x, y, plan, squared)
+        ctx.save_for_backward(*gradients)
+        return cost
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        x, y, plan = ctx.saved_tensors
-        weight = 2 * plan if ctx.squared else plan / pair_distances(y, x).sqrt().clamp_min(1e-10)
-        weight = weight * grad[:, None, None]
-        grad_x, grad_y = torch.empty_like(x), torch.empty_like(y)
-        for channel in range(x.shape[2]):
-            pull = weight * (x[:, None, :, channel] - y[:, :, None, channel])  # (B, m, n)
-            grad_x[..., channel] = pull.sum(1)
-            grad_y[..., channel] = -pull.sum(2)
-        return grad_x, grad_y, None, None
+        grad_x, grad_y = ctx.saved_tensors
+        return grad[:, None, None] * grad_x, grad[:, None, None] * grad_y, None, None

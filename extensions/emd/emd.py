@@ -4,12 +4,12 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from extensions.library import operators
 from extensions.pointops import gather_points
-from extensions.pointops.check import check_clouds
+from extensions.pointops.check import check_clouds, check_not_empty
 from extensions.pointops.numeric import safe_sqrt
 from utils.errors import UserError
 
-from .approxmatch import approx_match, match_cost
 from .auction import auction_match
 
 Method = Literal["approxmatch", "auction"]
@@ -36,7 +36,8 @@ def earth_mover_distance(
             raise UserError(f"earth_mover_distance: {name} must be one of {get_args(allowed)}, got {value!r}")
     x, y = check_clouds("earth_mover_distance", x=x, y=y)
     if method == "approxmatch":
-        cost = match_cost(x, y, approx_match(x, y), squared=squared) / x.shape[1]
+        check_not_empty("earth_mover_distance", x=x, y=y)
+        cost = operators.approx_match_cost(x, y, squared)[0] / x.shape[1]
     else:
         distance = (x - gather_points(y, auction_match(x, y, squared=squared, eps=eps))).square().sum(2)  # (B, n)
         cost = (distance if squared else safe_sqrt(distance)).mean(1)

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
+from extensions import reference
+from extensions.library import operators
 from utils.errors import UserError
 
-from . import reference
 from .check import check_clouds, check_count, check_indices, check_same_device
 
 
@@ -14,8 +15,7 @@ def gather_points(points: Tensor, indices: Tensor) -> Tensor:
     if not isinstance(points, Tensor) or points.ndim != 3:
         raise UserError(f"gather_points: points must be (B, N, C), got {_describe(points)}")
     check_indices("gather_points", indices, "points", points)
-    batch = torch.arange(points.shape[0], device=points.device)
-    return points[batch.view(-1, *[1] * (indices.ndim - 1)), indices]
+    return reference.gather(points, indices)
 
 
 def group_points(points: Tensor, indices: Tensor, center: Tensor | None = None) -> Tensor:
@@ -43,8 +43,10 @@ def group(
     (points,) = check_clouds("group", points=points)
     num_group = check_count("group", "num_group", num_group, limit=points.shape[1])
     group_size = check_count("group", "group_size", group_size, limit=points.shape[1])
-    center = gather_points(points, reference.farthest_point_sample(points, num_group, 0, skip_near_origin))
-    indices = reference.knn(center, points, group_size)[1]
+    if not (torch.is_grad_enabled() and points.requires_grad):
+        return operators.group(points, num_group, group_size, skip_near_origin)
+    center = gather_points(points, operators.farthest_point_sample(points, num_group, 0, skip_near_origin))
+    indices = operators.knn(center.detach(), points.detach(), group_size)[1]
     return group_points(points, indices, center), center, indices
 
 

@@ -5,11 +5,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from extensions.library import operators
 from utils.errors import UserError
 
-from .check import check_clouds, check_not_empty, check_same_device
+from .check import check_clouds, check_indices, check_not_empty, check_same_device
 from .grouping import gather_points
-from .neighbours import knn
 from .numeric import safe_sqrt
 
 Weighting = Literal["inverse_distance", "inverse_squared"]
@@ -24,11 +24,11 @@ def three_nn(unknown: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     """
     unknown, known = check_clouds("three_nn", unknown=unknown, known=known)
     check_not_empty("three_nn", known=known)
-    distances, indices = knn(unknown, known, min(3, known.shape[1]))
-    missing = 3 - indices.shape[2]
-    if missing:
-        distances = torch.nn.functional.pad(distances, (0, missing), value=torch.inf)
-        indices = torch.nn.functional.pad(indices, (0, missing))
+    distances, indices = operators.three_nn(unknown, known)
+    if torch.is_grad_enabled() and (unknown.requires_grad or known.requires_grad):
+        found = known.shape[1]
+        measured = (unknown[:, :, None] - gather_points(known, indices[..., :found])).square().sum(3)
+        distances = torch.cat([measured, distances[..., found:]], 2)
     return distances, indices
 
 
@@ -55,4 +55,7 @@ def three_interpolate(features: Tensor, indices: Tensor, weights: Tensor) -> Ten
             f"got {tuple(indices.shape)} and {tuple(weights.shape)}"
         )
     check_same_device("three_interpolate", "indices", indices, "weights", weights)
-    return (gather_points(features, indices) * weights.unsqueeze(3)).sum(2).to(features.dtype)
+    check_indices("three_interpolate", indices, "features", features)
+    precision = torch.promote_types(torch.promote_types(features.dtype, weights.dtype), torch.float32)
+    out = operators.three_interpolate(features.to(precision), indices, weights.to(precision))
+    return out.to(features.dtype)

@@ -7,9 +7,9 @@ NaN: a distance that is not a number counts as the farthest of all.
 import torch
 from torch import Tensor
 
+from extensions.library import operators
 from utils.errors import UserError
 
-from . import reference
 from .check import check_clouds, check_count, check_not_empty
 from .grouping import gather_points
 
@@ -22,7 +22,7 @@ def knn(query: Tensor, points: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     query, points = check_clouds("knn", channels=None, query=query, points=points)
     k = check_count("knn", "k", k, limit=points.shape[1])
-    distances, indices = reference.knn(query, points, k)
+    distances, indices = operators.knn(query, points, k)
     if torch.is_grad_enabled() and (query.requires_grad or points.requires_grad):
         distances = (query[:, :, None] - gather_points(points, indices)).square().sum(3)
     return distances, indices
@@ -46,4 +46,4 @@ def _ball_query(where: str, query: Tensor, points: Tensor, radius: float, k: int
     check_not_empty(where, points=points)
     if not radius > 0:
         raise UserError(f"{where}: radius must be above 0, got {radius}")
-    return reference.ball_query(query, points, radius, check_count(where, "k", k))
+    return operators.ball_query(query, points, float(radius), check_count(where, "k", k))

@@ -4,9 +4,9 @@ import operator
 
 from torch import Tensor
 
+from extensions.library import operators
 from utils.errors import UserError
 
-from . import reference
 from .check import check_clouds, check_count
 
 
@@ -25,13 +25,14 @@ def farthest_point_sample(
     where = "farthest_point_sample"
     (points,) = check_clouds(where, points=points)
     num_samples = check_count(where, "num_samples", num_samples, limit=points.shape[1])
-    return reference.farthest_point_sample(points, num_samples, _start_index(start, points.shape[1]), skip_near_origin)
+    first = _start_index(start, points.shape[1])
+    return operators.farthest_point_sample(points, num_samples, first, skip_near_origin)
 
 
-def _start_index(start: int | str, num_points: int) -> int | None:
-    """None for the mean, else an index into the cloud."""
+def _start_index(start: int | str, num_points: int) -> int:
+    """-1 for the mean, else an index into the cloud."""
     if start == "mean":
-        return None
+        return -1
     try:
         index = operator.index(start)  # type: ignore[arg-type]
     except TypeError:

@@ -13,6 +13,8 @@ from extensions.chamfer_dist.chamfer import Norm, Reduction
 from extensions.ops import ChamferDistanceL1, ChamferDistanceL2, ChamferDistanceL2Split, chamfer_distance
 from utils.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("point_ops")
+
 NORMS: tuple[Norm, ...] = get_args(Norm)
 
 

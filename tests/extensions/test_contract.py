@@ -8,6 +8,8 @@ from torch import Tensor
 
 from extensions import ops
 
+pytestmark = pytest.mark.usefixtures("point_ops")
+
 
 def interpolate(x: Tensor, y: Tensor) -> Tensor:
     distances, indices = ops.three_nn(x, y)

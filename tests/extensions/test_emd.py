@@ -10,6 +10,8 @@ from torch import Tensor
 from extensions.ops import approx_match, auction_match, chamfer_distance, earth_mover_distance, match_cost
 from utils.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("point_ops")
+
 
 def cloud(seed: int, *shape: int, lattice: bool = False) -> Tensor:
     points = torch.rand(shape, generator=torch.Generator().manual_seed(seed))

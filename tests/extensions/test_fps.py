@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from extensions.ops import farthest_point_sample
 from utils.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("point_ops")
+
 
 def brute(points: NDArray[np.float32], num_samples: int, start: int = 0, skip: bool = False) -> list[int]:
     """The definition for one cloud, in float32 and one step at a time."""

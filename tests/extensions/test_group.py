@@ -6,6 +6,8 @@ import torch
 from extensions.ops import farthest_point_sample, gather_points, group, group_points, knn
 from utils.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("point_ops")
+
 
 def cloud(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))

@@ -9,6 +9,8 @@ from extensions.ops import knn, three_interpolate, three_nn, three_nn_weights
 from extensions.pointops.interpolate import Weighting
 from utils.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("point_ops")
+
 KINDS = get_args(Weighting)
 
 

@@ -7,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extensions.ops import ball_query, ball_query_count, knn
-from extensions.pointops import reference
+from extensions.reference import points as reference
 from utils.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("point_ops")
 
 
 def random_points(seed: int, shape: tuple[int, ...], lattice: bool) -> torch.Tensor:
@@ -47,10 +49,10 @@ def test_ties_at_the_last_place_take_the_lowest_indices() -> None:
 
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     query, points = random_points(0, (5, 17, 3), True), random_points(1, (5, 23, 3), True)
-    whole = (*knn(query, points, 4), ball_query(query, points, 1.5, 4), reference.nearest(query, points))
+    whole = (*knn(query, points, 4), ball_query(query, points, 1.5, 4), *reference.nearest(query, points))
     for block in (1, 50, 500, 1000):
         monkeypatch.setattr(reference, "BLOCK", block)
-        parts = (*knn(query, points, 4), ball_query(query, points, 1.5, 4), reference.nearest(query, points))
+        parts = (*knn(query, points, 4), ball_query(query, points, 1.5, 4), *reference.nearest(query, points))
         assert all(torch.equal(a, b) for a, b in zip(whole, parts))
 
 

@@ -21,6 +21,7 @@ NUMBER_OF_PARAMETERS = {
     "point_transformer_finetune_modelnet_8k": 22_099_752,
     "point_transformer_finetune_scan_hardest": 22_093_327,
     "point_transformer_fewshot": 22_099_752,
+    "point_mae_partseg": 27_063_730,
     "point_m2ae_pretrain": 15_255_856,
     "point_m2ae_cls_modelnet40": 12_830_056,
     "point_m2ae_cls_scanobjectnn": 12_921_935,
@@ -35,6 +36,7 @@ CLASSIFIERS = {
 MODEL_OF: dict[str, dict] = {
     "point_mae_pretrain": PRETRAIN,
     **{name: {"name": "PointMAEClassifier", **options} for name, options in CLASSIFIERS.items()},
+    "point_mae_partseg": {"name": "PointMAESegmenter", "num_parts": 50, "num_categories": 16},
     "point_m2ae_pretrain": {"name": "PointM2AE"},
     "point_m2ae_cls_modelnet40": {"name": "PointM2AEClassifier", "num_classes": 40},
     "point_m2ae_cls_scanobjectnn": {"name": "PointM2AEClassifier", "num_classes": 15, "pooling": "concat"},
@@ -91,6 +93,15 @@ def test_weight_decay(group: str, name: str) -> None:
     assert callable(model.key_map)
     free = {model.key_map(key) for key in read("point_mae_weight_decay_groups")[group]}
     assert {key for key, value in model.named_parameters() if is_free_of_decay(key, value)} == free
+
+
+@pytest.mark.parametrize("source", ["point_mae_pretrain", "point_transformer_finetune_modelnet"])
+def test_pretrained_weights_in_a_segmenter(source: str) -> None:
+    model = build("point_mae_partseg")
+    report = load_weights(model, checkpoint(source), source, model.key_map)  # type: ignore[arg-type]
+    assert report.loaded == sorted(key for key in model.state_dict() if key.startswith("encoder."))
+    assert all(key.startswith("head.") for key in report.missing)
+    assert not report.unexpected and not report.reshaped
 
 
 def test_decay_of_point_m2ae() -> None:

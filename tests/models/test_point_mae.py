@@ -24,6 +24,7 @@ TINY_SCALES = {
 SMALL: dict[str, dict] = {
     "PointMAE": {**TINY, "decoder_depth": 1, "decoder_num_heads": 2},
     "PointMAEClassifier": {**TINY, "head_dim": 16},
+    "PointMAESegmenter": {**TINY, "local_dim": 16, "head_dim": 16},
     "PointM2AE": {**TINY_SCALES, "decoder_dims": [24, 16], "mask": RandomMask(0.5)},
     "PointM2AEClassifier": {**TINY_SCALES, "head_dim": 16},
     "PointM2AESegmenter": {**TINY_SCALES, "propagation_dims": [16, 12], "head_dims": [16, 12]},

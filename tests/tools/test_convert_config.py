@@ -16,7 +16,12 @@ from utils.config import load_config
 from utils.errors import UserError
 
 BASES: dict[str, dict] = {
-    "ShapeNet-55": {"NAME": "ShapeNet", "DATA_PATH": "data/A", "N_POINTS": 8192, "PC_PATH": "data/A/pc"},
+    "ShapeNet-55": {
+        "NAME": "ShapeNet",
+        "DATA_PATH": "data/ShapeNet55-34/ShapeNet-55",
+        "N_POINTS": 8192,
+        "PC_PATH": "data/ShapeNet55-34/shapenet_pc",
+    },
     "ModelNet40": {
         "NAME": "ModelNet",
         "DATA_PATH": "data/M",
@@ -46,6 +51,14 @@ FINETUNE = {  # file: data set, its test set, classes, patches, points, epochs, 
         PARAMETERS["scan"],
     ),
     "fewshot": ("ModelNet40FewShot", "ModelNet40", 40, 64, 1024, 150, PARAMETERS["modelnet"]),
+}
+DATA = "${POINT_DATA_ROOT:-data}"
+OURS: dict[str, dict] = {
+    "ModelNet40": {"name": "modelnet40", "root": f"{DATA}/M", "classes": 40},
+    "ModelNet40FewShot": {"name": "modelnet_fewshot", "root": f"{DATA}/F", "way": 5, "shot": 10, "fold": 0},
+    "ScanObjectNN_hardest": {"name": "scanobjectnn", "root": f"{DATA}/S", "variant": "hardest"},
+    "ScanObjectNN_objectbg": {"name": "scanobjectnn", "root": f"{DATA}/S", "variant": "objbg"},
+    "ScanObjectNN_objectonly": {"name": "scanobjectnn", "root": f"{DATA}/S", "variant": "objonly"},
 }
 
 
@@ -116,7 +129,13 @@ def test_pretraining_as_published(repository):
         "mask": {"name": "random", "ratio": 0.6},
         "loss": "cdl2",
     }
-    assert config["data"]["train"]["path"] == "${POINT_DATA_ROOT:-data}/ShapeNet-55_{split}.npz"
+    assert config["data"]["train"] == {
+        "name": "shapenet55",
+        "root": "${POINT_DATA_ROOT:-data}/ShapeNet55-34",
+        "lists": "ShapeNet-55",
+        "clouds": "shapenet_pc",
+        "split": "train",
+    }
     assert config["data"]["augment"] == [
         {"name": "random_points", "num_points": 1024},
         {"name": "normalize"},
@@ -127,7 +146,7 @@ def test_pretraining_as_published(repository):
     assert config["runner"] == {"epochs": 300, "accumulate": 1, "select": "last"}
     assert config["data"]["batch_size"] == 128
     assert "compat" not in config
-    assert any("packed first" in line for line in said["to know"])
+    assert any("--faithful" in line for line in said["to know"])
 
 
 @pytest.mark.parametrize("name", FINETUNE)
@@ -137,11 +156,7 @@ def test_finetuning_as_published(repository, name):
     assert count(config) == parameters
     assert config["model"]["num_group"] == patches and config["model"]["num_classes"] == classes
     data = config["data"]
-    assert data["train"] == {
-        "name": "packed",
-        "path": f"${{POINT_DATA_ROOT:-data}}/{base}_{{split}}.npz",
-        "split": "train",
-    }
+    assert data["train"] == OURS[base] | {"split": "train"}
     assert data["test"] == data["train"] | {"split": "test"}
     normalize = [] if "scan" in name else [{"name": "normalize"}]  # their ScanObjectNN is used as it comes
     sampling, rest = {"name": "resample", "num_points": points}, {"name": "farthest_points", "num_points": points}
@@ -155,7 +170,7 @@ def test_the_written_file_is_what_was_converted(repository, tmp_path, capsys):
     assert main([str(source), str(target)]) == 0
     config, _ = load_config(target)
     check_config(config)
-    assert config.data.train.path == "data/ShapeNet-55_{split}.npz"
+    assert config.data.train.root == "data/ShapeNet55-34"
     assert target.read_text().startswith(f"# Converted from {source}")
     told = capsys.readouterr().out
     assert "optimizer.kwargs.lr -> optimizer.lr: 0.001" in told

@@ -43,7 +43,7 @@ def test_frozen_parameters_are_left_out() -> None:
 
 @pytest.mark.parametrize("name", MODELS.names())
 def test_every_parameter_is_in_one_group(name: str) -> None:
-    extra = {"num_classes": 5} if "num_classes" in parameters(MODELS.get(name)) else {}
+    extra: dict = {key: 5 for key in ("num_classes", "num_parts") if key in parameters(MODELS.get(name))}
     with torch.device("meta"):
         model = MODELS.build({"name": name, **extra})
     grouped = [p for group in parameter_groups(model, 0.05) for p in group["params"]]

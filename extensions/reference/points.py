@@ -1,9 +1,4 @@
-"""The operations in plain PyTorch: the definition of every result, and the fallback where nothing is compiled.
-
-Arguments are checked and float32 or float64 already. Rules that every implementation keeps:
-squared distances are sums of squared differences, channel after channel, each step rounded (no fused multiply-add, no
-expanded squares); among equal distances the lowest index wins; no gradient here (the callers gather and
-differentiate); no step waits for the device; distances are made in blocks, never all pairs at once.
+"""Sampling, neighbours, interpolation and Chamfer distances in plain PyTorch.
 
 B clouds, N points, M queries, C channels.
 """
@@ -20,8 +15,10 @@ NEAR_ORIGIN = 1e-3  # squared norm up to which pointnet2_ops takes a point for p
 
 def pair_distances(query: Tensor, points: Tensor) -> Tensor:
     """Squared distances (B, M, N) of every query (B, M, C) to every point (B, N, C)."""
-    columns = query.mT.contiguous().unsqueeze(3)  # (B, C, M, 1)
-    rows = points.mT.contiguous().unsqueeze(2)  # (B, C, 1, N)
+    columns, rows = (
+        query.mT.contiguous().unsqueeze(3),
+        points.mT.contiguous().unsqueeze(2),
+    )  # (B, C, M, 1), (B, C, 1, N)
     total = torch.sub(columns[:, 0], rows[:, 0]).square_()
     difference = torch.empty_like(total)
     for channel in range(1, query.shape[2]):
@@ -40,13 +37,29 @@ def blocks(query: Tensor, points: Tensor) -> Iterator[tuple[slice, slice]]:
             yield slice(i, i + clouds), slice(j, j + rows)
 
 
-@torch.no_grad()
-def farthest_point_sample(points: Tensor, num_samples: int, start: int | None, skip_near_origin: bool) -> Tensor:
-    """Indices (B, num_samples); with `start` None the mean of the cloud acts as a choice before the first."""
-    batch, num_points, _ = points.shape
+def gather(points: Tensor, indices: Tensor) -> Tensor:
+    """Rows of `points` (B, N, C) at `indices` (B, ...): (B, ..., C)."""
+    batch = torch.arange(points.shape[0], device=points.device)
+    return points[batch.view(-1, *[1] * (indices.ndim - 1)), indices]
+
+
+def without_broken(points: Tensor) -> tuple[Tensor, Tensor]:
+    """Clouds whose broken points lie so far away that they move no minimum, and the mask (B, N) of the sound ones."""
     finite = points.square().sum(2).isfinite()
-    # a broken point goes so far away that it moves no minimum, as a NaN would not in a chain of "less than"
-    planes = points.masked_fill(~finite[..., None], 1e18).permute(2, 0, 1).contiguous()  # (3, B, N)
+    return points.masked_fill(~finite[..., None], 1e18), finite
+
+
+def finite_mean(points: Tensor) -> Tensor:
+    """Mean (B, 3) of a cloud, with broken points far away."""
+    return without_broken(points)[0].permute(2, 0, 1).contiguous().mean(2).T.contiguous()
+
+
+@torch.no_grad()
+def farthest_point_sample(points: Tensor, num_samples: int, start: int, skip_near_origin: bool) -> Tensor:
+    """Indices (B, num_samples); with `start` -1 the mean of the cloud acts as a choice before the first."""
+    batch, num_points, _ = points.shape
+    points, finite = without_broken(points)
+    planes = points.permute(2, 0, 1).contiguous()  # (3, B, N)
     delta = torch.empty_like(planes)
     distance = points.new_empty(batch, num_points)
 
@@ -58,11 +71,11 @@ def farthest_point_sample(points: Tensor, num_samples: int, start: int | None, s
     norm = measure(planes.new_zeros(3, 1, 1)).double()
     candidate = finite & (norm > NEAR_ORIGIN) if skip_near_origin else finite
     closest = torch.full_like(distance, FAR).masked_fill_(~candidate, -1)  # -1 never wins against a candidate
-    largest, chosen = distance.new_empty(batch, 1), norm.new_full((batch, 1), start or 0, dtype=torch.int64)
+    largest, chosen = distance.new_empty(batch, 1), norm.new_full((batch, 1), max(start, 0), dtype=torch.int64)
     indices = chosen.repeat(1, num_samples)
 
-    if start is None:
-        torch.minimum(closest, measure(planes.mean(2, keepdim=True)), out=closest)
+    if start < 0:
+        torch.minimum(closest, measure(finite_mean(points).T[..., None]), out=closest)
         torch.max(closest, 1, keepdim=True, out=(largest, chosen))
         indices[:, :1] = chosen
     for step in range(1, num_samples):
@@ -112,10 +125,64 @@ def ball_query(query: Tensor, points: Tensor, radius: float, k: int) -> tuple[Te
     return torch.where(hits < num_points, hits, first[..., None]), found
 
 
+def group(points: Tensor, num_group: int, group_size: int, skip_near_origin: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Neighbourhoods (B, G, K, 3) around farthest points, less their centres; centres (B, G, 3); indices (B, G, K)."""
+    center = gather(points, farthest_point_sample(points, num_group, 0, skip_near_origin))
+    indices = knn(center, points, group_size)[1]
+    return gather(points, indices) - center[:, :, None], center, indices
+
+
+def three_nn(unknown: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """The three nearest (B, n, 3); missing places have distance inf and index 0."""
+    distances, indices = knn(unknown, known, min(3, known.shape[1]))
+    missing = 3 - indices.shape[2]
+    if missing:
+        distances = torch.nn.functional.pad(distances, (0, missing), value=torch.inf)
+        indices = torch.nn.functional.pad(indices, (0, missing))
+    return distances, indices
+
+
+def three_interpolate(features: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sums (B, n, C) of rows of features (B, m, C); indices and weights (B, n, K)."""
+    return (gather(features, indices) * weights[..., None]).sum(2)
+
+
+def three_interpolate_backward(
+    grad: Tensor, features: Tensor, indices: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of features and weights; differentiable."""
+    pulls = grad[:, :, None] * weights[..., None]  # (B, n, K, C)
+    grad_features = scatter(pulls.flatten(1, 2), indices.flatten(1), features.shape[1])
+    return grad_features, (gather(features, indices) * grad[:, :, None]).sum(3)
+
+
+def scatter(rows: Tensor, indices: Tensor, num_points: int) -> Tensor:
+    """Sums (B, N, C) of rows (B, M, C) that have the same index (B, M): the transpose of `gather`."""
+    total = rows.new_zeros(rows.shape[0], num_points, rows.shape[2])
+    return total.scatter_add(1, indices[..., None].expand_as(rows), rows)
+
+
 @torch.no_grad()
-def nearest(query: Tensor, points: Tensor) -> Tensor:
-    """Index (B, M) of the point nearest to every query."""
-    indices = torch.empty(query.shape[:2], dtype=torch.int64, device=query.device)
+def nearest(query: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared distance and index (B, M) of the point nearest to every query; a NaN is the nearest of all."""
+    distances = query.new_empty(query.shape[:2])
+    indices = torch.empty_like(distances, dtype=torch.int64)
     for clouds, rows in blocks(query, points):
-        indices[clouds, rows] = pair_distances(query[clouds, rows], points[clouds]).min(2).indices
-    return indices
+        block = pair_distances(query[clouds, rows], points[clouds])
+        distances[clouds, rows], indices[clouds, rows] = block.min(2)
+    return distances, indices
+
+
+def chamfer(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Squared distances (B, n), (B, m) to the nearest of the other cloud, and its indices, both ways."""
+    (dist1, idx1), (dist2, idx2) = nearest(x, y), nearest(y, x)
+    return dist1, dist2, idx1, idx2
+
+
+def chamfer_backward(
+    grad1: Tensor, grad2: Tensor, x: Tensor, y: Tensor, idx1: Tensor, idx2: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and y through the nearest pairs; differentiable."""
+    pull1 = 2 * grad1[..., None] * (x - gather(y, idx1))  # (B, n, 3)
+    pull2 = 2 * grad2[..., None] * (y - gather(x, idx2))  # (B, m, 3)
+    return pull1 - scatter(pull2, idx2, x.shape[1]), pull2 - scatter(pull1, idx1, y.shape[1])

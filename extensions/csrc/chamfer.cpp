@@ -1,0 +1,198 @@
+// Chamfer distances both ways without the matrix of distances, and their gradient. Large clouds go into buckets: a leaf
+// of queries looks only into the leaves of the other cloud that are nearer than what it has found.
+#include "buckets.h"
+
+namespace {
+
+constexpr int64_t BUCKETS_FROM_POINTS = 1024;
+constexpr int LEAF = 16;  // small: two leaves are compared point by point
+
+// For WIDTH vectors of queries from position i: the nearest of m points, one point after the other.
+template <int WIDTH>
+INLINE void nearest_block(const Planes& q, int64_t i, const Planes& p, float* distances, int64_t* indices) {
+  Float best[WIDTH];
+  Int index[WIDTH];
+  for (int v = 0; v < WIDTH; v++) best[v] = all(INF), index[v] = Int{};
+  for (int64_t j = 0; j < p.n; j++) {
+    const Point point(p.x[j], p.y[j], p.z[j]);
+#pragma GCC unroll 4
+    for (int v = 0; v < WIDTH; v++) {
+      const int64_t at = i + v * LANES;
+      const Float d = squared_distance(q.x + at, q.y + at, q.z + at, point);
+      index[v] = d < best[v] ? all(int32_t(j)) : index[v];
+      best[v] = smaller(d, best[v]);
+    }
+  }
+  for (int64_t v = 0, at = i; v < WIDTH && at < q.n; v++, at += LANES)
+    write(best[v], index[v], q.n - at, distances + at, indices + at);
+}
+
+// As the reference has it where coordinates are not finite: a NaN is the nearest of all.
+void nearest_broken(const Planes& q, const Planes& p, float* distances, int64_t* indices) {
+  for (int64_t i = 0; i < q.n; i++) {
+    const float query[3] = {q.x[i], q.y[i], q.z[i]};
+    float best = INF;
+    int64_t index = 0;
+    for (int64_t j = 0; j < p.n && best == best; j++) {
+      const float point[3] = {p.x[j], p.y[j], p.z[j]};
+      const float d = squared_distance(query, point);
+      if (d < best || d != d) best = d, index = j;
+    }
+    distances[i] = best, indices[i] = index;
+  }
+}
+
+// The same for two clouds in buckets.
+class LeafSearch {
+ public:
+  LeafSearch(const Buckets<LEAF>& queries, const Buckets<LEAF>& points) : q_(queries), p_(points), gap_(points.padded) {}
+
+  void run(float* distances, int64_t* indices) {
+    for (int64_t leaf = 0; leaf < q_.leaves; leaf++) {
+      const int64_t first = leaf * LEAF;
+      for (int v = 0; v < WIDTH; v++) {
+        index_[v] = all(NO_INDEX);
+        best_[v] = load(q_.original + first + v * LANES) == all(NO_INDEX) ? all(-1.f) : all(INF);  // padding is done
+      }
+      search(leaf);
+      for (int v = 0; v < WIDTH; v++)
+        for (int lane = 0; lane < LANES && first + v * LANES + lane < q_.points.n; lane++) {
+          const int32_t i = q_.original[first + v * LANES + lane];
+          distances[i] = best_[v][lane];
+          indices[i] = index_[v][lane];
+        }
+    }
+  }
+
+ private:
+  static constexpr int WIDTH = LEAF / LANES;
+
+  void search(int64_t leaf) {
+    const float* box = q_.boxes + leaf;
+    const Point low(box[0], box[q_.padded], box[2 * q_.padded]);
+    const Point high(box[3 * q_.padded], box[4 * q_.padded], box[5 * q_.padded]);
+    Float closest = all(INF);
+    for (int64_t b = 0; b < p_.padded; b += LANES) {
+      const Float d = p_.box_distance(b, low, high);
+      store(gap_ + b, d);
+      closest = smaller(d, closest);
+    }
+    std::fill(gap_ + p_.leaves, gap_ + p_.padded, NONE);
+    visit_within(leaf, smallest_lane(closest), false);
+    visit_within(leaf, farthest_best(), true);
+  }
+
+  float farthest_best() const {
+    Float most = best_[0];
+    for (int v = 1; v < WIDTH; v++) most = larger(best_[v], most);
+    return largest_lane(most);
+  }
+
+  void visit_within(int64_t leaf, float reach, bool shrink) {
+    for (int64_t b = 0; b < p_.padded; b += LANES)
+      for (uint32_t near = not_above(load(gap_ + b), all(reach)); near; near &= near - 1) {
+        const int64_t other = b + __builtin_ctz(near);
+        if (gap_[other] > reach) continue;
+        gap_[other] = NONE;
+        visit(leaf * LEAF, other * LEAF);
+        if (shrink) reach = farthest_best();
+      }
+  }
+
+  void visit(int64_t i, int64_t first) {
+    const float *x = q_.points.x + i, *y = q_.points.y + i, *z = q_.points.z + i;
+    const int64_t end = std::min(first + LEAF, p_.points.n);
+    for (int64_t j = first; j < end; j++) {
+      const Point point(p_.points.x[j], p_.points.y[j], p_.points.z[j]);
+#pragma GCC unroll 8
+      for (int v = 0; v < WIDTH; v++) {
+        const Float d = squared_distance(x + v * LANES, y + v * LANES, z + v * LANES, point);
+        if (!not_above(d, best_[v])) continue;
+        const Int candidate = all(p_.original[j]);
+        const Int nearer = d < best_[v], lower = (d == best_[v]) & (candidate < index_[v]);
+        index_[v] = (nearer | lower) ? candidate : index_[v];
+        best_[v] = smaller(d, best_[v]);
+      }
+    }
+  }
+
+  const Buckets<LEAF> &q_, &p_;
+  Array<float> gap_;
+  Float best_[WIDTH];
+  Int index_[WIDTH];
+};
+
+void nearest(const Planes& q, const Planes& p, float* distances, int64_t* indices) {
+  int64_t i = 0;
+  for (; i + 4 * LANES <= q.padded; i += 4 * LANES) nearest_block<4>(q, i, p, distances, indices);
+  for (; i + 2 * LANES <= q.padded; i += 2 * LANES) nearest_block<2>(q, i, p, distances, indices);
+  for (; i < q.padded; i += LANES) nearest_block<1>(q, i, p, distances, indices);
+}
+
+// Both ways between two clouds.
+void nearest_both(const Planes& x, const Planes& y, bool finite, float* dist1, float* dist2, int64_t* idx1,
+                  int64_t* idx2) {
+  if (!finite) {
+    nearest_broken(x, y, dist1, idx1);
+    nearest_broken(y, x, dist2, idx2);
+  } else if (std::min(x.n, y.n) < BUCKETS_FROM_POINTS) {
+    nearest(x, y, dist1, idx1);
+    nearest(y, x, dist2, idx2);
+  } else {
+    Buckets<LEAF> one(x.n), two(y.n);
+    one.fill(x);
+    two.fill(y);
+    LeafSearch(one, two).run(dist1, idx1);
+    LeafSearch(two, one).run(dist2, idx2);
+  }
+}
+
+// Pull both ends of every pair (i, index[i]) together.
+void pull(const float* x, const float* y, const int64_t* index, const float* grad, int64_t n, float* grad_x,
+          float* grad_y) {
+  for (int64_t i = 0; i < n; i++)
+    for (int axis = 0; axis < 3; axis++) {
+      const int64_t j = 3 * index[i] + axis;
+      const float force = 2 * grad[i] * (x[3 * i + axis] - y[j]);
+      grad_x[3 * i + axis] += force;
+      grad_y[j] -= force;
+    }
+}
+
+}  // namespace
+
+// x (B, n, 3), y (B, m, 3) -> squared distances and indices of the nearest, (B, n) and (B, m)
+extern "C" int64_t pointsmith_chamfer(const float* x, const float* y, int64_t batch, int64_t n, int64_t m, float* dist1,
+                                   float* dist2, int64_t* idx1, int64_t* idx2, int64_t threads) {
+  parallel(batch, threads, [&](int64_t begin, int64_t end) {
+    Planes one(n), two(m);
+    for (int64_t b = begin; b < end; b++) {
+      const float *cloud1 = x + b * n * 3, *cloud2 = y + b * m * 3;
+      const bool finite = all_within(cloud1, n * 3) && all_within(cloud2, m * 3);
+      one.fill(cloud1);
+      two.fill(cloud2);
+      nearest_both(one, two, finite, dist1 + b * n, dist2 + b * m, idx1 + b * n, idx2 + b * m);
+    }
+  });
+  return 0;
+}
+
+// Gradients of x and y; returns 1 if an index is out of range.
+extern "C" int64_t pointsmith_chamfer_backward(const float* grad1, const float* grad2, const float* x, const float* y,
+                                               const int64_t* idx1, const int64_t* idx2, int64_t batch, int64_t n,
+                                               int64_t m, float* grad_x, float* grad_y, int64_t threads) {
+  for (int64_t i = 0; i < batch * n; i++)
+    if (idx1[i] < 0 || idx1[i] >= m) return 1;
+  for (int64_t i = 0; i < batch * m; i++)
+    if (idx2[i] < 0 || idx2[i] >= n) return 1;
+  parallel(batch, threads, [&](int64_t begin, int64_t end) {
+    std::fill(grad_x + begin * n * 3, grad_x + end * n * 3, 0.f);
+    std::fill(grad_y + begin * m * 3, grad_y + end * m * 3, 0.f);
+    for (int64_t b = begin; b < end; b++) {
+      const int64_t i = b * n * 3, j = b * m * 3;
+      pull(x + i, y + j, idx1 + b * n, grad1 + b * n, n, grad_x + i, grad_y + j);
+      pull(y + j, x + i, idx2 + b * m, grad2 + b * m, m, grad_y + j, grad_x + i);
+    }
+  });
+  return 0;
+}

@@ -1,0 +1,93 @@
+// What all kernels share: memory, threads, and a cloud as three planes.
+//
+// Rules of every kernel (those of the reference): a squared distance is dx*dx + dy*dy, then + dz*dz, each step rounded;
+// among equals the lowest index wins. Sizes are checked by the caller; a size of zero is allowed.
+#pragma once
+#include <algorithm>
+#include <cstdlib>
+#include <limits>
+#include <new>
+
+#include "simd.h"
+
+constexpr float INF = std::numeric_limits<float>::infinity();
+constexpr float NONE = std::numeric_limits<float>::quiet_NaN();  // padding: nothing is near it, and it compares false
+constexpr int32_t NO_INDEX = std::numeric_limits<int32_t>::max();
+
+INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// An aligned array without initial values, with room for a vector behind its end.
+template <class T>
+class Array {
+ public:
+  explicit Array(int64_t n) : data_(static_cast<T*>(std::aligned_alloc(64, round_up((n + LANES) * sizeof(T), 64)))) {
+    if (!data_) throw std::bad_alloc();
+  }
+  ~Array() { std::free(data_); }
+  Array(const Array&) = delete;
+  Array& operator=(const Array&) = delete;
+  operator T*() const { return data_; }
+
+ private:
+  T* data_;
+};
+
+// work(begin, end) for parts of [0, count), on several threads.
+template <class Work>
+void parallel(int64_t count, int64_t threads, Work work) {
+  const int64_t part = threads > 1 ? std::max<int64_t>(1, count / (threads * 8)) : std::max<int64_t>(1, count);
+  const int64_t parts = (count + part - 1) / part;
+#ifdef _OPENMP
+#pragma omp parallel for schedule(dynamic) num_threads(int(threads)) if (threads > 1 && parts > 1)
+#endif
+  for (int64_t p = 0; p < parts; p++) work(p * part, std::min(count, (p + 1) * part));
+}
+
+// A cloud (n, 3) as planes x, y, z, filled up with NONE to whole blocks.
+struct Planes {
+  const int64_t n, padded;
+  Array<float> memory;
+  float *const x, *const y, *const z;
+
+  explicit Planes(int64_t n, int64_t block = LANES)
+      : n(n), padded(round_up(n, block)), memory(3 * padded), x(memory), y(x + padded), z(y + padded) {}
+
+  void fill(const float* cloud) {
+    float *__restrict px = x, *__restrict py = y, *__restrict pz = z;
+    for (int64_t i = 0; i < n; i++) px[i] = cloud[3 * i], py[i] = cloud[3 * i + 1], pz[i] = cloud[3 * i + 2];
+    for (int64_t i = n; i < padded; i++) x[i] = y[i] = z[i] = NONE;
+  }
+};
+
+// Squared distances from a point to the LANES points at position i.
+struct Point {
+  Float x, y, z;
+  explicit Point(const float* p) : x(all(p[0])), y(all(p[1])), z(all(p[2])) {}
+  Point(float px, float py, float pz) : x(all(px)), y(all(py)), z(all(pz)) {}
+};
+INLINE Float squared_distance(const float* x, const float* y, const float* z, const Point& from) {
+  const Float dx = load(x) - from.x, dy = load(y) - from.y, dz = load(z) - from.z;
+  return dx * dx + dy * dy + dz * dz;
+}
+// Write the first `count` lanes of distances and indices.
+INLINE void write(Float d, Int index, int64_t count, float* distances, int64_t* indices) {
+  typedef int64_t Wide __attribute__((vector_size(8 * LANES)));
+  const Wide wide = __builtin_convertvector(index, Wide);
+  if (count >= LANES) {
+    std::memcpy(distances, &d, sizeof d);
+    std::memcpy(indices, &wide, sizeof wide);
+  } else {
+    std::memcpy(distances, &d, count * sizeof(float));
+    std::memcpy(indices, &wide, count * sizeof(int64_t));
+  }
+}
+INLINE float squared_distance(const float* a, const float* b) {
+  const float dx = a[0] - b[0], dy = a[1] - b[1], dz = a[2] - b[2];
+  return dx * dx + dy * dy + dz * dz;
+}
+// True if no value is larger than the limit, or NaN.
+INLINE bool all_within(const float* values, int64_t n, float limit = std::numeric_limits<float>::max()) {
+  int32_t bad = 0;
+  for (int64_t i = 0; i < n; i++) bad |= !(std::fabs(values[i]) <= limit);
+  return !bad;
+}

@@ -1,0 +1,138 @@
+// Farthest point sampling: one pass over the points a step, which updates the distances to the chosen set and finds the
+// farthest at once. Large clouds are cut into buckets, and a step passes over those only that the new choice can reach.
+#include "fps.h"
+
+namespace {
+
+constexpr float FAR = 1e10f;          // distance to the empty set, as in pointnet2_ops
+constexpr float BROKEN = 1e18f;       // where points that are not finite go: they move no minimum there
+constexpr double NEAR_ORIGIN = 1e-3;  // squared norm of what pointnet2_ops takes for padding
+constexpr int LEAF = 32;
+constexpr int64_t BUCKETS_FROM_POINTS = 8192, BUCKETS_FROM_SAMPLES = 512;
+
+// The farthest of each lane, and of all: the largest distance, the lowest index among equals.
+struct Farthest {
+  Float value = all(-2.f);
+  Int index = all(NO_INDEX);
+
+  INLINE void take(Farthest& best, Float value, Int index) {  // indices ascend from call to call
+    best.index = value > best.value ? index : best.index;
+    best.value = larger(value, best.value);
+  }
+  INLINE void take_any(Farthest& best, Float value, Int index) {
+    const Int first = (value > best.value) | ((value == best.value) & (index < best.index));
+    best.index = first ? index : best.index;
+    best.value = larger(value, best.value);
+  }
+  INLINE int32_t winner(const Farthest& best) {
+    return smallest_lane(best.value == all(largest_lane(best.value)) ? best.index : all(NO_INDEX));
+  }
+};
+
+// Move broken points away and set the first distances: FAR for candidates, -1 for what is never chosen.
+void prepare(const float* cloud, Planes& p, bool skip_near_origin, float* closest) {
+  p.fill(cloud);
+  for (int64_t i = 0; i < p.padded; i++) {
+    const float norm = p.x[i] * p.x[i] + p.y[i] * p.y[i] + p.z[i] * p.z[i];
+    const bool finite = norm <= std::numeric_limits<float>::max();
+    closest[i] = finite && !(skip_near_origin && norm <= NEAR_ORIGIN) ? FAR : -1.f;
+    if (!finite) p.x[i] = p.y[i] = p.z[i] = BROKEN;
+  }
+}
+
+int32_t step(const Planes& p, float* closest, const Point center) {
+  const float *x = p.x, *y = p.y, *z = p.z;
+  const int64_t padded = p.padded;
+  Farthest even, odd;  // two chains of dependent instructions run side by side
+  Int index = iota();
+  for (int64_t i = 0, j = LANES; i < padded; i += 2 * LANES, j += 2 * LANES) {
+    const Float d = smaller(squared_distance(x + i, y + i, z + i, center), load(closest + i));
+    const Float e = smaller(squared_distance(x + j, y + j, z + j, center), load(closest + j));
+    store(closest + i, d);
+    store(closest + j, e);
+    Farthest::take(even, d, index);
+    Farthest::take(odd, e, index);
+    index += 2 * LANES;
+  }
+  Farthest::take_any(even, odd.value, odd.index + LANES);
+  return Farthest::winner(even);
+}
+
+// The same steps with the points in buckets: `reach` is the largest distance in a bucket, `candidate` its owner.
+class BucketSampler {
+ public:
+  BucketSampler(const Planes& p, const float* closest)
+      : buckets_(p.n), closest_(buckets_.points.padded), reach_(buckets_.padded), candidate_(buckets_.padded) {
+    buckets_.fill(p);
+    for (int64_t i = 0; i < buckets_.points.padded; i++)
+      closest_[i] = buckets_.original[i] == NO_INDEX ? -1.f : closest[buckets_.original[i]];
+    std::fill_n(+reach_, buckets_.padded, -1.f);
+    std::fill_n(+candidate_, buckets_.padded, NO_INDEX);
+    for (int64_t b = 0; b < buckets_.leaves; b++) update(b, Point(NONE, NONE, NONE));
+  }
+
+  int32_t step(const Point& center) {
+    Farthest best;
+    for (int64_t b = 0; b < buckets_.padded; b += LANES) {
+      for (uint32_t hit = below(buckets_.box_distance(b, center, center), load(reach_ + b)); hit; hit &= hit - 1)
+        update(b + __builtin_ctz(hit), center);
+      Farthest::take_any(best, load(reach_ + b), load(candidate_ + b));
+    }
+    return Farthest::winner(best);
+  }
+
+ private:
+  INLINE void visit(const Planes& p, float* closest, int64_t i, const Point& center, const int32_t* original,
+                    Farthest& best) {
+    const Float d = smaller(squared_distance(p.x + i, p.y + i, p.z + i, center), load(closest + i));
+    store(closest + i, d);
+    Farthest::take_any(best, d, load(original + i));
+  }
+  void update(int64_t b, const Point& center) {
+    Farthest best;
+    for (int64_t i = b * LEAF; i < (b + 1) * LEAF; i += LANES)
+      visit(buckets_.points, closest_, i, center, buckets_.original, best);
+    reach_[b] = largest_lane(best.value);
+    candidate_[b] = Farthest::winner(best);
+  }
+
+  Buckets<LEAF> buckets_;
+  Array<float> closest_, reach_;
+  Array<int32_t> candidate_;
+};
+
+template <class Step>
+void run(const Planes& p, int64_t count, int64_t start, const float* mean, int64_t* chosen, Step step) {
+  int64_t last = mean ? step(Point(mean)) : start;
+  for (int64_t s = 0; s < count; s++) {
+    chosen[s] = last;
+    if (s + 1 < count) last = step(Point(p.x[last], p.y[last], p.z[last]));
+  }
+}
+
+}  // namespace
+
+void sample(const float* cloud, Planes& planes, int64_t count, int64_t start, const float* mean, bool skip_near_origin,
+            int64_t* chosen) {
+  Array<float> closest(planes.padded);
+  prepare(cloud, planes, skip_near_origin, closest);
+  if (planes.n >= BUCKETS_FROM_POINTS && count >= BUCKETS_FROM_SAMPLES) {
+    BucketSampler sampler(planes, closest);
+    run(planes, count, start, mean, chosen, [&](const Point& center) { return sampler.step(center); });
+  } else {
+    run(planes, count, start, mean, chosen, [&](const Point& center) { return step(planes, closest, center); });
+  }
+}
+
+// points (B, n, 3), means (B, 3) or null -> chosen (B, count)
+extern "C" int64_t pointsmith_farthest_point_sample(const float* points, const float* means, int64_t batch, int64_t n,
+                                                 int64_t count, int64_t start, int64_t skip_near_origin,
+                                                 int64_t* chosen, int64_t threads) {
+  parallel(batch, threads, [&](int64_t begin, int64_t end) {
+    Planes planes(n, 2 * LANES);
+    for (int64_t b = begin; b < end; b++)
+      sample(points + b * n * 3, planes, count, start, means ? means + b * 3 : nullptr, skip_near_origin,
+             chosen + b * count);
+  });
+  return 0;
+}

@@ -1,0 +1,249 @@
+// k nearest neighbours without a heap and without a full sort:
+//   1. the distances to all points (or to the points of the nearest buckets), and from the minima of disjoint groups an
+//      upper bound of the kth smallest: r-th smallest of each lane's minima, over all lanes, covers LANES * r points;
+//   2. the survivors within the bound (a few more than k) are packed together;
+//   3. each survivor's rank is the number of smaller survivors, counted by brute force. It is its place in the result.
+// Equal distances share a rank; that is noticed, and a sort by (distance, index) decides.
+#include "knn.h"
+
+namespace {
+
+constexpr int GROUPS = 8;
+constexpr int64_t SLACK = 8;  // survivors beyond k that are not worth another step
+constexpr float FIRST_REACH = 0.3f;
+constexpr int64_t RANK_LIMIT = 512;  // above, counting ranks is slower than a sort
+constexpr int64_t BUCKETS_FROM_POINTS = 2048, BUCKETS_FROM_QUERIES = 128;
+
+INLINE void order(Float& a, Float& b) {
+  const Float low = smaller(a, b);
+  b = larger(a, b);
+  a = low;
+}
+
+// An upper bound of the kth smallest of the values of which g holds minima of GROUPS * LANES disjoint groups.
+INLINE float bound(Float (&g)[GROUPS], int64_t k) {
+  if (k > GROUPS * LANES) return INF;
+  if (k <= LANES) {
+    Float least = g[0];
+    for (int t = 1; t < GROUPS; t++) least = smaller(least, g[t]);
+    if (k > 4) return largest_lane(least);
+    float value = smallest_lane(least);  // the kth smallest of the lanes, equals counted once
+    for (int64_t i = 1; i < k; i++) {
+      least = least == all(value) ? all(INF) : least;
+      value = smallest_lane(least);
+    }
+    return value;
+  }
+  constexpr int NETWORK[19][2] = {{0, 1}, {2, 3}, {4, 5}, {6, 7}, {0, 2}, {1, 3}, {4, 6}, {5, 7}, {1, 2}, {5, 6},
+                                  {0, 4}, {1, 5}, {2, 6}, {3, 7}, {2, 4}, {3, 5}, {1, 2}, {3, 4}, {5, 6}};
+#pragma GCC unroll 19
+  for (int i = 0; i < 19; i++) order(g[NETWORK[i][0]], g[NETWORK[i][1]]);
+  return largest_lane(g[(k + LANES - 1) / LANES - 1]);
+}
+
+INLINE int64_t keep(Float distance, Int index, Float limit, Neighbours::Scratch& s, int64_t count) {
+  const uint32_t which = not_above(distance, limit);
+  compact(s.found + count, distance, which);
+  compact(s.index + count, index, which);
+  return count + __builtin_popcount(which);
+}
+
+// Drop survivors that cannot be among the k nearest, by a few steps of regula falsi on the number within a limit; returns
+// the new limit. At least k survive.
+float tighten(Neighbours::Scratch& s, int64_t& count, int64_t k, float limit) {
+  store(s.found + count, all(NONE));
+  if (limit == INF) {
+    Float most{};
+    for (int64_t i = 0; i < count; i += LANES) most = larger(load(s.found + i), most);
+    limit = largest_lane(most);
+  }
+  float low = 0;
+  int64_t outside = 0, inside = count;
+  for (int step = 0; step < 6 && inside > k + SLACK; step++) {
+    const float middle = low + (limit - low) * (float(k + SLACK / 2 - outside) / float(inside - outside));
+    int64_t within = 0;
+    for (int64_t i = 0; i < count; i += LANES) within += __builtin_popcount(not_above(load(s.found + i), all(middle)));
+    if (within >= k)
+      limit = middle, inside = within;
+    else
+      low = middle, outside = within;
+  }
+  int64_t kept = 0;
+  for (int64_t i = 0; i < count; i += LANES)
+    kept = keep(load(s.found + i), load(s.index + i), all(limit), s, kept);
+  count = kept;
+  return limit;
+}
+
+// The bits of a non-negative float sort like the float itself; the mask drops the sign a NaN may carry.
+INLINE uint64_t sort_key(float distance, uint32_t index) {
+  uint32_t value;
+  std::memcpy(&value, &distance, 4);
+  return uint64_t(value & 0x7FFFFFFF) << 32 | index;
+}
+
+void write_sorted(uint64_t* keys, int64_t n, int64_t k, float* distances, int64_t* indices) {
+  if (k < n) std::nth_element(keys, keys + k, keys + n);
+  std::sort(keys, keys + k);
+  for (int64_t i = 0; i < k; i++) {
+    const uint32_t value = uint32_t(keys[i] >> 32);
+    indices[i] = uint32_t(keys[i]);
+    if (distances) std::memcpy(distances + i, &value, 4);
+  }
+}
+
+// False if equal distances leave the order open.
+bool write_ranked(Neighbours::Scratch& s, int64_t n, int64_t k, float* distances, int64_t* indices) {
+  alignas(64) int32_t rank[RANK_LIMIT + LANES];
+  for (int64_t v = 0; v < n; v += LANES) {
+    const Float mine = load(s.found + v);
+    Int smaller_ones{};
+    for (int64_t j = 0; j < n; j++) smaller_ones = all(s.found[j]) < mine ? smaller_ones + 1 : smaller_ones;
+    store(rank + v, smaller_ones);
+  }
+  int64_t written = 0, total = 0;
+  for (int64_t i = 0; i < n; i++) {
+    if (rank[i] >= k) continue;
+    indices[rank[i]] = s.index[i];
+    if (distances) distances[rank[i]] = s.found[i];
+    written++, total += rank[i];
+  }
+  return written == k && total == k * (k - 1) / 2;
+}
+
+}  // namespace
+
+Neighbours::Neighbours(const Planes& planes, int64_t k, int64_t expected) : planes_(planes), k_(k) {
+  if (planes.n < BUCKETS_FROM_POINTS || expected < BUCKETS_FROM_QUERIES || k > GROUPS * LANES / 2) return;
+  buckets_ = std::make_unique<Buckets<LEAF>>(planes.n);
+  buckets_->fill(planes);
+}
+
+Neighbours::Scratch::Scratch(const Neighbours& of)
+    : distance(of.planes_.padded), found(of.planes_.padded + LEAF), index(of.planes_.padded + LEAF) {}
+
+void Neighbours::search(const float* query, Scratch& s, float* distances, int64_t* indices) const {
+  int64_t count = buckets_ ? scan_buckets(Point(query), s) : scan(Point(query), s);
+  if (count > k_ + SLACK) tighten(s, count, k_, INF);
+  if (count < k_) return sort_all(query, distances, indices);  // some distances are not numbers
+  if (count <= RANK_LIMIT && write_ranked(s, count, k_, distances, indices)) return;
+  Array<uint64_t> keys(count);
+  for (int64_t i = 0; i < count; i++) keys[i] = sort_key(s.found[i], s.index[i]);
+  write_sorted(keys, count, k_, distances, indices);
+}
+
+int64_t Neighbours::scan(const Point& query, Scratch& s) const {
+  Float group[GROUPS];
+  for (Float& g : group) g = all(INF);
+  for (int64_t i = 0; i < planes_.padded; i += GROUPS * LANES)
+#pragma GCC unroll 8
+    for (int t = 0; t < GROUPS; t++) {
+      const int64_t j = i + t * LANES;
+      const Float d = squared_distance(planes_.x + j, planes_.y + j, planes_.z + j, query);
+      store(s.distance + j, d);
+      group[t] = smaller(d, group[t]);
+    }
+  const Float limit = all(bound(group, k_));
+  Int index = iota();
+  int64_t count = 0;
+  for (int64_t i = 0; i < planes_.padded; i += LANES, index += LANES)
+    count = keep(load(s.distance + i), index, limit, s, count);
+  return count;
+}
+
+int64_t Neighbours::scan_buckets(const Point& query, Scratch& s) const {
+  const Buckets<LEAF>& b = *buckets_;
+  const Planes& p = b.points;
+  Float closest = all(INF);
+  for (int64_t i = 0; i < b.padded; i += LANES) {
+    const Float d = b.box_distance(i, query, query);
+    store(s.distance + i, d);
+    closest = smaller(d, closest);
+  }
+  std::fill(s.distance + b.leaves, s.distance + b.padded, NONE);  // nothing is in those
+
+  // the nearest boxes first, until there are k points to give a limit; then those within part of it; then the rest
+  int64_t count = 0;
+  float limit = INF, reach = smallest_lane(closest);
+  for (bool last = false; !last;) {
+    float next = INF;
+    for (int64_t i = 0; i < b.padded; i += LANES) {
+      const Float d = load(s.distance + i);
+      const uint32_t near = not_above(d, all(reach));
+      for (uint32_t rest = near; rest; rest &= rest - 1) {
+        const int64_t first = (i + __builtin_ctz(rest)) * LEAF;
+        s.distance[i + __builtin_ctz(rest)] = NONE;
+        for (int64_t j = first; j < first + LEAF; j += LANES)
+          count = keep(squared_distance(p.x + j, p.y + j, p.z + j, query), load(b.original + j), all(limit), s, count);
+      }
+      if (limit == INF) next = std::min(next, smallest_lane(d > all(reach) ? d : all(INF)));
+    }
+    const bool first_limit = limit == INF && count >= k_;
+    last = reach >= limit || (limit == INF && !first_limit && next == INF);
+    if (first_limit || count > k_ + SLACK) limit = tighten(s, count, k_, limit);
+    reach = limit == INF ? next : first_limit ? limit * FIRST_REACH : limit;
+  }
+  return count;
+}
+
+void Neighbours::sort_all(const float* query, float* distances, int64_t* indices) const {
+  Array<uint64_t> keys(planes_.n);
+  for (int64_t i = 0; i < planes_.n; i++) {
+    const float point[3] = {planes_.x[i], planes_.y[i], planes_.z[i]};
+    keys[i] = sort_key(squared_distance(point, query), uint32_t(i));
+  }
+  write_sorted(keys, planes_.n, k_, distances, indices);
+}
+
+// query (B, m, 3), points (B, n, 3) -> distances and indices (B, m, k)
+extern "C" int64_t pointsmith_knn(const float* query, const float* points, int64_t batch, int64_t m, int64_t n, int64_t k,
+                               float* distances, int64_t* indices, int64_t threads) {
+  const bool split_queries = batch < threads;
+  parallel(batch, split_queries ? 1 : threads, [&](int64_t begin, int64_t end) {
+    Planes planes(n, GROUPS * LANES);
+    for (int64_t b = begin; b < end; b++) {
+      planes.fill(points + b * n * 3);
+      const Neighbours cloud(planes, k, m);
+      parallel(m, split_queries ? threads : 1, [&](int64_t first, int64_t last) {
+        Neighbours::Scratch scratch(cloud);
+        for (int64_t i = b * m + first; i < b * m + last; i++)
+          cloud.search(query + i * 3, scratch, distances + i * k, indices + i * k);
+      });
+    }
+  });
+  return 0;
+}
+
+// The first k points (B, m, k) closer than the radius, and how many were found (B, m).
+extern "C" int64_t pointsmith_ball_query(const float* query, const float* points, int64_t batch, int64_t m, int64_t n,
+                                      int64_t k, float squared_radius, int64_t* indices, int64_t* counts,
+                                      int64_t threads) {
+  const bool split_queries = batch < threads;
+  parallel(batch, split_queries ? 1 : threads, [&](int64_t begin, int64_t end) {
+    Planes p(n, 2 * LANES);
+    const Float limit = all(squared_radius);
+    for (int64_t b = begin; b < end; b++) {
+      p.fill(points + b * n * 3);
+      parallel(m, split_queries ? threads : 1, [&](int64_t first, int64_t last) {
+        Array<int32_t> found(k + 2 * LANES);
+        for (int64_t q = b * m + first; q < b * m + last; q++) {
+          const Point center(query + q * 3);
+          int64_t count = 0;
+          for (int64_t i = 0; i < p.padded && count < k; i += 2 * LANES) {
+            const uint32_t one = below(squared_distance(p.x + i, p.y + i, p.z + i, center), limit);
+            const int64_t j = i + LANES;
+            const uint32_t two = below(squared_distance(p.x + j, p.y + j, p.z + j, center), limit);
+            if (!(one | two)) continue;
+            compact(found + count, iota() + int32_t(i), one);
+            count += __builtin_popcount(one);
+            compact(found + count, iota() + int32_t(j), two);
+            count += __builtin_popcount(two);
+          }
+          counts[q] = count = std::min(count, k);
+          for (int64_t i = 0; i < k; i++) indices[q * k + i] = count ? found[i < count ? i : 0] : 0;
+        }
+      });
+    }
+  });
+  return 0;
+}

@@ -1,0 +1,29 @@
+// The k nearest points of queries in one cloud.
+#pragma once
+#include <memory>
+
+#include "buckets.h"
+
+class Neighbours {
+ public:
+  // `expected` queries decide whether sorting the cloud into buckets pays.
+  Neighbours(const Planes& planes, int64_t k, int64_t expected);
+  // The scratch memory of one thread.
+  struct Scratch {
+    explicit Scratch(const Neighbours& of);
+    Array<float> distance, found;
+    Array<int32_t> index;
+  };
+  // Write the k nearest of one query, ascending; `distances` may be null.
+  void search(const float* query, Scratch& scratch, float* distances, int64_t* indices) const;
+
+ private:
+  int64_t scan(const Point& query, Scratch& s) const;
+  int64_t scan_buckets(const Point& query, Scratch& s) const;
+  void sort_all(const float* query, float* distances, int64_t* indices) const;
+
+  const Planes& planes_;
+  const int64_t k_;
+  static constexpr int LEAF = 32;
+  std::unique_ptr<Buckets<LEAF>> buckets_;
+};

@@ -1,0 +1,123 @@
+// Vectors of LANES floats, by the compiler's vector extensions: the same source for AVX-512, AVX2, SSE and NEON.
+// Only what the extensions cannot say (reductions, compaction, minimum in one instruction) has an AVX-512 form beside
+// the portable one. All arithmetic is IEEE single steps (the build forbids contraction), so results do not depend on
+// the width.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#if defined(__SSE__)
+#include <immintrin.h>
+#endif
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float Float __attribute__((vector_size(4 * LANES)));
+typedef int32_t Int __attribute__((vector_size(4 * LANES)));
+
+INLINE Float load(const float* p) {
+  Float v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+INLINE Int load(const int32_t* p) {
+  Int v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+INLINE void store(float* p, Float v) { std::memcpy(p, &v, sizeof v); }
+INLINE void store(int32_t* p, Int v) { std::memcpy(p, &v, sizeof v); }
+INLINE Float all(float v) { return v - Float{}; }
+INLINE Int all(int32_t v) { return v - Int{}; }
+INLINE Int iota() {
+  Int v;
+  for (int i = 0; i < LANES; i++) v[i] = i;
+  return v;
+}
+
+// where a is NaN the result is b
+template <class Vector>
+INLINE Vector smaller(Vector a, Vector b) {
+  return a < b ? a : b;
+}
+template <class Vector>
+INLINE Vector larger(Vector a, Vector b) {
+  return a > b ? a : b;
+}
+#if defined(__AVX512F__)
+INLINE Float smaller(Float a, Float b) { return (Float)_mm512_min_ps((__m512)a, (__m512)b); }
+INLINE Float larger(Float a, Float b) { return (Float)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE float smallest_lane(Float a) { return _mm512_reduce_min_ps((__m512)a); }
+INLINE float largest_lane(Float a) { return _mm512_reduce_max_ps((__m512)a); }
+INLINE int32_t smallest_lane(Int a) { return _mm512_reduce_min_epi32((__m512i)a); }
+INLINE uint32_t bits(Int mask) { return _mm512_movepi32_mask((__m512i)mask); }
+INLINE uint32_t not_above(Float a, Float limit) { return _mm512_cmp_ps_mask((__m512)a, (__m512)limit, _CMP_LE_OQ); }
+INLINE uint32_t below(Float a, Float limit) { return _mm512_cmp_ps_mask((__m512)a, (__m512)limit, _CMP_LT_OQ); }
+// write the lanes that the bits name, one after the other; up to LANES elements behind them are overwritten
+INLINE void compact(float* out, Float v, uint32_t which) {
+  _mm512_storeu_ps(out, _mm512_maskz_compress_ps((__mmask16)which, (__m512)v));
+}
+INLINE void compact(int32_t* out, Int v, uint32_t which) {
+  _mm512_storeu_si512(out, _mm512_maskz_compress_epi32((__mmask16)which, (__m512i)v));
+}
+#else
+INLINE float smallest_lane(Float a) {
+  float best = a[0];
+  for (int i = 1; i < LANES; i++) best = a[i] < best ? a[i] : best;
+  return best;
+}
+INLINE float largest_lane(Float a) {
+  float best = a[0];
+  for (int i = 1; i < LANES; i++) best = a[i] > best ? a[i] : best;
+  return best;
+}
+INLINE int32_t smallest_lane(Int a) {
+  int32_t best = a[0];
+  for (int i = 1; i < LANES; i++) best = a[i] < best ? a[i] : best;
+  return best;
+}
+INLINE uint32_t bits(Int mask) {  // one bit for each lane that is true
+#if defined(__AVX__)
+  return _mm256_movemask_ps((__m256)mask);
+#elif defined(__SSE__)
+  return _mm_movemask_ps((__m128)mask);
+#else
+  uint32_t result = 0;
+  for (int i = 0; i < LANES; i++) result |= (mask[i] & 1u) << i;
+  return result;
+#endif
+}
+INLINE uint32_t not_above(Float a, Float limit) { return bits(a <= limit); }
+INLINE uint32_t below(Float a, Float limit) { return bits(a < limit); }
+template <class Element, class Vector>
+INLINE void compact(Element* out, Vector v, uint32_t which) {
+  for (; which; which &= which - 1) *out++ = v[__builtin_ctz(which)];
+}
+#endif
+
+template <class Vector>
+INLINE Vector square_root(Vector a) {
+  for (unsigned i = 0; i < sizeof a / sizeof a[0]; i++) a[i] = std::sqrt(a[i]);
+  return a;
+}
+// a * b + c, in one rounding where the CPU can: only for results that no index depends on
+INLINE Float fused(Float a, Float b, Float c) {
+#if defined(__AVX512F__)
+  return (Float)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (Float)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+INLINE float sum(Float a) {
+  float total = 0;
+  for (int i = 0; i < LANES; i++) total += a[i];
+  return total;
+}

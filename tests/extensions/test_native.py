@@ -1,0 +1,153 @@
+"""Compiled kernels against the reference: indices to the bit, values to rounding, whatever the coordinates."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from extensions import library, ops, reference, selfcheck
+from utils.errors import UserError
+
+KINDS = ("normal", "lattice", "one point", "tiny", "huge", "overflowing", "NaN", "infinite")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    if not library.kernels("cpu"):
+        pytest.skip("no compiled operations here; `python -m extensions.build` says why")
+
+
+def cloud(seed: int, batch: int, num: int, kind: str) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(batch, num, 3, generator=generator)
+    scale = {"tiny": 1e-23, "huge": 1e19, "overflowing": 3e38}.get(kind, 1)
+    some = torch.rand(batch, num, 3, generator=generator) < 0.05
+    if kind == "lattice":
+        return (points * 2).round() / 2
+    if kind == "one point":
+        return points[:, :1].repeat(1, num, 1)
+    return points.masked_fill(some, {"NaN": torch.nan, "infinite": torch.inf}.get(kind, 1)) * scale
+
+
+def same(name: str, *args: Any) -> None:
+    """The kernel's result is the reference's, bit for bit (the index of a NaN distance is open)."""
+    actual, expected = library.kernels("cpu")[name](*args), getattr(reference, name)(*args)
+    if actual is NotImplemented:
+        return
+    pairs = [(actual, expected)] if isinstance(actual, Tensor) else list(zip(actual, expected))
+    open_places = torch.tensor(False)
+    if name == "knn":
+        open_places = expected[0].isnan()
+    for a, b in pairs:
+        assert torch.equal(a.masked_fill(open_places, 0).nan_to_num(7), b.masked_fill(open_places, 0).nan_to_num(7)), (
+            name
+        )
+
+
+sizes = st.one_of(st.integers(1, 70), st.integers(1, 70), st.sampled_from([127, 128, 129, 300, 1030, 2050]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 9999), sizes, sizes, st.sampled_from(KINDS), st.sampled_from(KINDS), st.data())
+def test_equals_reference(seed: int, n: int, m: int, kind: str, other: str, data: st.DataObject) -> None:
+    batch, k = data.draw(st.integers(0, 3)), data.draw(st.integers(1, min(n, 150)))
+    x, y = cloud(seed, batch, n, kind), cloud(seed + 1, batch, m, other)
+    same("farthest_point_sample", x, k, data.draw(st.integers(-1, n - 1)), data.draw(st.booleans()))
+    same("knn", y, x, k)
+    same("ball_query", y, x, data.draw(st.sampled_from([1e-30, 0.3, 1.0, 1e19])), k)
+    same("three_nn", y, x)
+    same("chamfer", x, y)
+    if kind not in ("NaN", "infinite", "overflowing"):
+        same("group", x, k, k, False)
+
+
+@pytest.mark.parametrize("kind", ["normal", "lattice", "huge", "NaN"])
+def test_large_clouds_take_the_bucketed_paths(kind: str) -> None:
+    x = cloud(0, 1, 8500, kind)
+    same("farthest_point_sample", x, 600, 3, True)
+    same("knn", x[:, :200], x, 16)
+    same("chamfer", x[:, :1500], cloud(1, 1, 1100, "normal"))
+
+
+@pytest.mark.parametrize("name", library.SCHEMAS)
+def test_selfcheck(name: str) -> None:
+    assert selfcheck.agrees(name, "cpu")
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_change_nothing(threads: int) -> None:
+    before, x, y = torch.get_num_threads(), cloud(0, 5, 300, "lattice"), cloud(1, 5, 200, "normal")
+    try:
+        torch.set_num_threads(threads)
+        for batch in (1, 5):
+            same("farthest_point_sample", x[:batch], 50, 0, False)
+            same("knn", y[:batch], x[:batch], 9)
+            same("ball_query", y[:batch], x[:batch], 0.5, 9)
+            same("chamfer", x[:batch], y[:batch])
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", ["chamfer", "three_interpolate", "approx_match_cost"])
+def test_gradients_equal_those_of_the_reference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    gradients = []
+    for choice in ("torch", "native"):
+        monkeypatch.setenv("POINT_OPS", choice)
+        args = [
+            a.clone().requires_grad_(a.is_floating_point()) if isinstance(a, Tensor) else a
+            for a in selfcheck.examples("cpu")[name]
+        ]
+        out = getattr(library.operators, name)(*args)
+        total = sum(o.square().sum() for o in ((out,) if isinstance(out, Tensor) else out) if o.requires_grad)
+        assert isinstance(total, Tensor)
+        leaves = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
+        gradients.append(torch.autograd.grad(total, leaves))
+    for a, b in zip(*gradients):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * b.abs().max().item())
+
+
+def test_gradient_of_a_gradient() -> None:
+    x, y = cloud(0, 1, 5, "normal").double().requires_grad_(), cloud(1, 1, 4, "normal").double().requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda a, b: ops.chamfer_distance(a, b, reduction="patch"), (x, y))
+
+
+@pytest.mark.parametrize("name", library.SCHEMAS)
+def test_operator_contract(name: str) -> None:
+    args = [
+        a.clone().requires_grad_(a.is_floating_point() and name in library.DIFFERENTIABLE)
+        if isinstance(a, Tensor)
+        else a
+        for a in selfcheck.examples("cpu")[name]
+    ]
+    operator = getattr(library.operators, name).default
+    torch.library.opcheck(
+        operator, tuple(args), test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    )
+
+
+def test_exports() -> None:
+    class Groups(torch.nn.Module):
+        def forward(self, points: Tensor) -> Tensor:
+            return ops.group(points, 8, 4)[0]
+
+    points = cloud(0, 2, 40, "normal")
+    program = torch.export.export(Groups(), (points,))
+    assert torch.equal(program.module()(points), ops.group(points, 8, 4)[0])
+
+
+def test_an_index_outside_is_refused_and_minus_one_counts_from_the_end() -> None:
+    features, weights = torch.randn(1, 4, 2), torch.ones(1, 1, 3)
+    indices = torch.tensor([[[0, -1, 3]]])
+    expected = reference.three_interpolate(features, indices, weights)
+    assert torch.equal(ops.three_interpolate(features, indices, weights), expected)
+    with pytest.raises((IndexError, RuntimeError)):
+        ops.three_interpolate(features, indices + 1, weights)
+
+
+def test_a_wrong_choice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POINT_OPS", "fast")
+    with pytest.raises(UserError, match="POINT_OPS must be one of"):
+        ops.farthest_point_sample(torch.rand(1, 4, 3), 2)
