@@ -36,6 +36,8 @@ from models.masking import MaskSampler, RandomMask, count_masked
 from utils.errors import UserError
 from utils.random import BatchRandom
 
+LENGTHS = 16  # packed tokens come in multiples of this
+
 
 class HierarchicalEncoder(nn.Module):
     """Scale by scale: merge the members of every group to a token, then let the tokens of the scale see each other.
@@ -213,7 +215,7 @@ class PointM2AE(HierarchicalModel):
         scale replaces the sampler; `rng` makes the sampler's draws repeatable."""
         scales = self.group(points)
         masks = self.masks(scales, mask, rng)
-        packed = pack(masks)
+        packed = self.pack(masks)
         decoded = self.decode(self.encoder(scales, packed), scales, masks, packed)[-1]  # (B, G, C)
         rebuilt = hidden_rows(masks[1], packed[1])
         if not len(rebuilt):
@@ -239,6 +241,10 @@ class PointM2AE(HierarchicalModel):
             raise UserError(f"mask: hides {what} of the {center.shape[1]} patches; use another ratio")
         return back_project(mask, scales, self.first_token_leak)
 
+    def pack(self, masks: Sequence[Tensor]) -> list[Packed]:
+        """Visible tokens of every scale; upstream's slip counts padding, so it gets no more than upstream."""
+        return pack(masks, 1 if self.encoder.padding_radius else LENGTHS)
+
     def decode(
         self, encoded: Sequence[Tensor], scales: Sequence[Scale], masks: Sequence[Tensor], packed: Sequence[Packed]
     ) -> list[Tensor]:
@@ -255,7 +261,7 @@ class PointM2AE(HierarchicalModel):
         next scale holds are left out, as in training."""
         scales = self.group(points)
         nothing = torch.zeros(scales[-1].center.shape[:2], dtype=torch.bool, device=points.device)
-        return self.encoder(scales, pack(back_project(nothing, scales)))[-1]
+        return self.encoder(scales, self.pack(back_project(nothing, scales)))[-1]
 
     def reconstruct(
         self, points: Tensor, mask: Tensor | None = None, rng: BatchRandom | None = None

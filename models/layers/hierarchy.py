@@ -71,13 +71,20 @@ def back_project(hidden: Tensor, scales: Sequence[Scale], first_token_leak: bool
     return masks
 
 
-def pack(masks: Sequence[Tensor]) -> list[Packed]:
-    """Visible tokens of every scale. How many there are decides shapes: the one question to the device in a step."""
+def pack(masks: Sequence[Tensor], multiple: int = 1) -> list[Packed]:
+    """Visible tokens of every scale. How many there are decides shapes: the one question to the device in a step.
+
+    multiple: where clouds differ, L is rounded up to it, so that few different shapes occur from step to step: memory
+    is reused and kernels are found in their caches.
+    """
     counts = torch.stack([mask.logical_not().sum(dim=1) for mask in masks])  # (scales, B)
     packed = []
     for mask, count in zip(masks, counts.tolist()):
-        index = mask.int().argsort(dim=1, stable=True)[:, : max(count)]
-        packed.append(Packed(index, ~mask.gather(1, index), max(count) > min(count), sum(count)))
+        padded, length = max(count) > min(count), max(count)
+        if padded:
+            length = min(-(-length // multiple) * multiple, mask.shape[1])
+        index = mask.int().argsort(dim=1, stable=True)[:, :length]
+        packed.append(Packed(index, ~mask.gather(1, index), padded, sum(count)))
     return packed
 
 

@@ -75,6 +75,14 @@ def test_packing_and_putting_back() -> None:
     torch.testing.assert_close(back, tokens + (~mask)[..., None])
 
 
+def test_lengths_are_rounded_up_where_clouds_differ() -> None:
+    mask = torch.tensor([[True, False, False, True, False], [True, True, True, False, True]])
+    assert [pack([mask], multiple)[0].index.shape[1] for multiple in (1, 2, 4, 16)] == [3, 4, 4, 5]
+    (packed,) = pack([mask], 4)
+    assert packed.valid.sum(dim=1).tolist() == [3, 1] and packed.total == 4
+    assert pack([mask[:1]], 4)[0].index.shape[1] == 3, "one cloud needs no padding"
+
+
 def test_no_padding_no_bias() -> None:
     (packed,) = pack([torch.tensor([[True, False], [False, True]])])
     assert not packed.padded and key_bias(packed) is None
