@@ -238,7 +238,7 @@ def worker(pipe: Connection, name: str, batch: int, threads: int) -> None:
     model: nn.Module = ours
     if not is_ours:
         model = PlainM2AE()
-        same_weights(model, ours)  # type: ignore[arg-type]
+        same_weights(model, ours)
     torch.manual_seed(0)
     points, rng = clouds(batch, 2048), BatchRandom(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
