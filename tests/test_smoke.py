@@ -9,21 +9,32 @@ import pytest
 
 from tools.cli import main
 
-SMALL = [
+DATA = [
     "data.train.size=64",
     "data.test.size=32",
     "data.train.num_points=128",
     "data.test.num_points=128",
     "data.batch_size=16",
     "data.val_fraction=0.25",
+    "runner.epochs=2",
+    "runner.val_every=1",
+]
+SMALL = [
+    *DATA,
     "model.embed_dim=24",
     "model.num_heads=2",
     "model.depth=1",
     "model.num_group=8",
     "model.group_size=8",
     "model.patch_width=16",
-    "runner.epochs=2",
-    "runner.val_every=1",
+]
+SMALL_SCALES = [
+    *DATA,
+    "model.num_groups=[24,12,6]",
+    "model.group_sizes=[6,4,3]",
+    "model.embed_dims=[8,16,24]",
+    "model.num_heads=2",
+    "model.patch_width=16",
 ]
 PRETRAIN = ["--config", "cfgs/pretrain/quickstart.yaml", "--exp_name", "a"]
 FINETUNE = ["--config", "cfgs/finetune/quickstart.yaml"]
@@ -51,3 +62,16 @@ def test_the_whole_way(tmp_path):
     assert "acc_vote_mean" in metrics_of(tmp_path / "quickstart" / "test_default")
     assert main("finetune", [*finetune, "--resume", "--exp_name", "tuned", "runner.epochs=3"]) == 0
     assert len((tuned / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_point_m2ae_goes_the_same_way(tmp_path):
+    root = ["--root", str(tmp_path), *SMALL_SCALES]
+    pretrain = ["--config", "cfgs/pretrain/m2ae_quickstart.yaml", "--exp_name", "a", *root]
+    assert main("pretrain", [*pretrain, "model.decoder_dims=[24,16]"]) == 0
+    folder = tmp_path / "m2ae_quickstart" / "a"
+    assert {"svm_acc", "knn_acc"} <= metrics_of(folder) and (folder / "reconstruction.png").stat().st_size > 0
+    finetune = ["--config", "cfgs/finetune/m2ae_quickstart.yaml", *root, "data.label_fraction=1"]
+    checkpoint = str(folder / "ckpt-last.pth")
+    assert main("finetune", [*finetune, "--finetune_model", "--ckpts", checkpoint, "--exp_name", "tuned"]) == 0
+    assert "acc" in metrics_of(tmp_path / "m2ae_quickstart" / "tuned")
