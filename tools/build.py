@@ -91,7 +91,9 @@ def build_model(config: Mapping[str, Any], data: DataSplits) -> nn.Module:
         if key not in cfg:
             extra[key] = there
         elif cfg[key] < there and not (key == "num_categories" and cfg[key] == 0):
-            raise UserError(f"model.{key}: {cfg[key]}, but the data have {there}; leave it out")
+            raise UserError(
+                f"model.{key}: {cfg[key]}, but the data have {there} {key.removeprefix('num_')}; leave it out"
+            )
     if extra.get("num_parts") == 0:
         raise UserError(
             "data: no part names, so these data cannot be segmented; name data with a label for every point"
