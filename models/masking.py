@@ -25,6 +25,7 @@ class MaskSampler:
         return int(self.ratio * num_group)
 
     def __call__(self, center: Tensor, rng: BatchRandom) -> Tensor:
+        """Abstract: centres (B, G, 3) -> mask (B, G), True = hidden."""
         raise NotImplementedError
 
 

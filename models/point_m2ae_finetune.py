@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers.category import category_features
 from models.layers.propagation import FeaturePropagation
 from models.layers.transformer import Init, mlp_head
 from models.point_m2ae import HierarchicalEncoder, HierarchicalModel, rename
-from utils.errors import UserError
 
 LABEL_DIM = 64  # channels that tell a segmenter the category of a cloud
 
@@ -156,22 +156,14 @@ class HierarchicalPartHead(nn.Module):
             for propagation, center, features in zip(self.propagations, centers, tokens)
         ]
         local = torch.cat(carried, dim=-1)  # (B, N, channels)
-        whole = torch.cat([local.amax(dim=1) + local.mean(dim=1), *self.of_category(category)], dim=-1)
+        told = [category_features(self.label, category, self.num_categories)] if self.num_categories else []
+        whole = torch.cat([local.amax(dim=1) + local.mean(dim=1), *told], dim=-1)
         first = self.mlp[0]
         assert isinstance(first, nn.Linear)
         of_whole, of_local = first.weight.split([whole.shape[-1], local.shape[-1]], dim=1)
         # what all points of a cloud share goes through the layer once a cloud
         x = F.linear(local, of_local) + F.linear(whole, of_whole, first.bias)[:, None]
         return self.mlp[1:](x.flatten(0, 1)).unflatten(0, points.shape[:2])
-
-    def of_category(self, category: Tensor | None) -> list[Tensor]:
-        """[(B, LABEL_DIM)], or nothing for a network that is not told the category."""
-        if not self.num_categories:
-            return []
-        if category is None:
-            raise UserError(f"category: this network knows {self.num_categories} categories and needs that of a cloud")
-        one_hot = F.one_hot(category, self.num_categories)
-        return [self.label(one_hot.type_as(next(self.label.parameters())))]
 
 
 def of_pretrainer(key: str) -> bool:

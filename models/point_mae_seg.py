@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers.category import category_features
 from models.layers.propagation import FeaturePropagation
 from models.point_mae import Init, PatchModel, PointEncoder, PointMAEClassifier
 from utils.errors import UserError
@@ -100,22 +101,14 @@ class PartHead(nn.Module):
     def forward(self, points: Tensor, center: Tensor, features: Tensor, category: Tensor | None) -> Tensor:
         """(B, N, 3), (B, G, 3), (B, G, W), (B,) -> (B, N, S)."""
         local = self.propagation(points, center, features, own=points)  # (B, N, local_dim)
-        whole = torch.cat([features.amax(dim=1), features.mean(dim=1), *self.of_category(category)], dim=-1)
+        told = [category_features(self.label, category, self.num_categories)] if self.num_categories else []
+        whole = torch.cat([features.amax(dim=1), features.mean(dim=1), *told], dim=-1)
         first = self.mlp[0]
         assert isinstance(first, nn.Linear)
         of_local, of_whole = first.weight.split([self.local_dim, whole.shape[-1]], dim=1)
         # what all points of a cloud share goes through the layer once a cloud
         x = F.linear(local, of_local) + F.linear(whole, of_whole, first.bias)[:, None]
         return self.mlp[1:](x.flatten(0, 1)).unflatten(0, points.shape[:2])
-
-    def of_category(self, category: Tensor | None) -> list[Tensor]:
-        """[(B, label_dim)], or nothing for a network that is not told the category."""
-        if not self.num_categories:
-            return []
-        if category is None:
-            raise UserError(f"category: this network knows {self.num_categories} categories and needs that of a cloud")
-        one_hot = F.one_hot(category, self.num_categories)
-        return [self.label(one_hot.type_as(next(self.label.parameters())))]
 
 
 def thirds(depth: int) -> list[int]:

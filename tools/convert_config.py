@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.build import check_config
-from tools.cli import Parser
+from tools.cli import Parser, tell
 from utils.config import dump_config, merge, parse_yaml
 from utils.errors import UserError
 from utils.schema import check_type, hint
@@ -305,8 +305,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.target:
             Path(args.target).write_text(text, encoding="utf-8")
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return tell(str(error))
     print(f"wrote {args.target}" if args.target else text)
     for heading, lines in said.items():
         print(heading, *(lines or ["nothing"]), sep="\n  ", file=sys.stdout if args.target else sys.stderr)

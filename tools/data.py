@@ -20,7 +20,7 @@ import yaml
 
 from datasets import DATASETS, store
 from datasets.modelnet_fewshot import write_folds
-from tools.cli import Parser
+from tools.cli import Parser, tell
 from tools.data_check import check, pack_path, taken_by
 from tools.data_show import show
 from utils.errors import UserError
@@ -118,8 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(arguments(argv))
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return tell(str(error))
     except KeyboardInterrupt:
         print("interrupted; what is written stays, the same command continues", file=sys.stderr)
         return 130

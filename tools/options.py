@@ -15,7 +15,7 @@ from datasets.fewshot import Episode
 from models import MASKS, MODELS
 from tools import OPTIMIZERS, SCHEDULERS, TASKS
 from tools.build import compat
-from tools.cli import Parser
+from tools.cli import Parser, tell
 from tools.runner import Runner
 from tools.splits import DataSplits
 from utils.errors import UserError
@@ -97,8 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         print(*(describe(args.kind, args.name) if args.kind else overview()), sep="\n")
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return tell(str(error))
     return 0
 
 
