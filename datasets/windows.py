@@ -29,12 +29,13 @@ class Windows:
     def take(self, rows: np.ndarray, draws: np.ndarray | None = None) -> np.ndarray:
         """The window of each row that starts at the share `draws` (b,) in [0, 1) of its cloud; None: at 0."""
         num_points = self.shape[1]
-        taken = np.empty((len(rows), *self.shape[1:]), self.flat.dtype)
         begins, sizes = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
         starts = np.zeros_like(sizes) if draws is None else (draws * sizes).astype(np.int64)
-        for i, (begin, size, start) in enumerate(zip(begins.tolist(), sizes.tolist(), starts.tolist())):
-            end = start + num_points
-            taken[i, : size - start] = self.flat[begin + start : begin + min(end, size)]
-            if end > size:  # round to its start, once or more often
-                taken[i, size - start :] = self.flat[begin + np.arange(end - size) % size]
+        if len(self.flat) < num_points:
+            taken = np.empty((len(rows), *self.shape[1:]), self.flat.dtype)
+        else:  # every row of this view is a window; all are copied in one call
+            windows = np.moveaxis(np.lib.stride_tricks.sliding_window_view(self.flat, num_points, axis=0), -1, 1)
+            taken = windows[np.minimum(begins + starts, len(windows) - 1)]
+        for i in np.flatnonzero(starts + num_points > sizes).tolist():  # on at the start of its cloud
+            taken[i] = self.flat[begins[i] + np.arange(starts[i], starts[i] + num_points) % sizes[i]]
         return taken

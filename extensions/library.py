@@ -42,6 +42,7 @@ SCHEMAS = {
     # cost (B,) of the approxmatch plan, and its gradients with the plan held constant
     "approx_match_cost": "(Tensor x, Tensor y, bool squared) -> (Tensor cost, Tensor grad_x, Tensor grad_y)",
     "auction": "(Tensor x, Tensor y, bool squared, float eps) -> Tensor",
+    "normalize": "(Tensor points) -> Tensor",
 }
 DIFFERENTIABLE = ("chamfer", "three_interpolate", "approx_match_cost")
 CHOICES = ("auto", "torch", "native")
@@ -121,6 +122,7 @@ SHAPES: dict[str, Callable[..., Any]] = {
     "chamfer_backward": lambda grad1, grad2, x, y, idx1, idx2: (torch.empty_like(x), torch.empty_like(y)),
     "approx_match_cost": lambda x, y, squared: (x.new_empty(x.shape[0]), torch.empty_like(x), torch.empty_like(y)),
     "auction": lambda x, y, squared, eps: _indices(x, *x.shape[:2]),
+    "normalize": torch.empty_like,
 }
 
 _library = torch.library.Library("pointsmith", "DEF")

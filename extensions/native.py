@@ -24,6 +24,7 @@ SIGNATURES = {
     "chamfer_backward": "ppppppiiippi",
     "approx_match_cost": "ppiiiipppi",
     "auction": "ppiiidpi",
+    "normalize": "piipi",
 }
 TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float, "d": ctypes.c_double}
 NO_KERNEL = 1  # what a C function returns if it leaves the work to the reference
@@ -152,3 +153,10 @@ class Kernels:
         partner = x.new_empty(batch, n, dtype=torch.int64)
         status = self.call("auction", x, y, batch, n, squared, eps, partner)
         return NotImplemented if status == NO_KERNEL else partner
+
+    def normalize(self, points: Tensor) -> Any:
+        if points.dtype != torch.float32:
+            return NotImplemented
+        out = torch.empty_like(points)
+        self.call("normalize", points, *points.shape[:2], out)
+        return out

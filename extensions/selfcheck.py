@@ -30,6 +30,7 @@ def examples(device: str) -> dict[str, tuple[Any, ...]]:
         "chamfer": (x, y),
         "chamfer_backward": (nearest[0], nearest[1], x, y, nearest[2], nearest[3]),
         "approx_match_cost": (x, y, False),
+        "normalize": (x,),
         "auction": (x[:, :60].contiguous(), y[:, :60].contiguous(), True, 1e-3),
     }
 

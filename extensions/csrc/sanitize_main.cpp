@@ -28,6 +28,7 @@ int64_t pointsmith_chamfer_backward(const float*, const float*, const float*, co
                                     const int64_t*, int64_t, int64_t, int64_t, float*, float*, int64_t);
 int64_t pointsmith_approx_match_cost(const float*, const float*, int64_t, int64_t, int64_t, int64_t, float*, float*,
                                      float*, int64_t);
+int64_t pointsmith_normalize(const float*, int64_t, int64_t, float*, int64_t);
 int64_t pointsmith_auction(const float*, const float*, int64_t, int64_t, int64_t, double, int64_t*, int64_t);
 }
 
@@ -61,6 +62,8 @@ static void run(int64_t batch, int64_t n, int64_t m, int64_t k, int kind, int64_
   pointsmith_chamfer(x.data(), y.data(), batch, n, m, d1.data(), d2.data(), idx1.data(), idx2.data(), threads);
   pointsmith_chamfer_backward(d1.data(), d2.data(), x.data(), y.data(), idx1.data(), idx2.data(), batch, n, m, gx.data(),
                               gy.data(), threads);
+
+  pointsmith_normalize(x.data(), batch, n, gx.data(), threads);
 
   const int64_t channels = 1 + k % 37;
   Floats near(batch * n * 3), features(batch * m * channels, 1.f), out(batch * n * channels), weights(batch * n * 3);

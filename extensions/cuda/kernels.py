@@ -208,6 +208,14 @@ def auction(x: Tensor, y: Tensor, squared: bool, eps: float) -> Any:
     return indices
 
 
+def normalize(points: Tensor) -> Any:
+    if points.dtype != torch.float32:
+        return NotImplemented
+    out = torch.empty_like(points)
+    launch.launch("normalize", "normalize", len(points), 256, points, out, points.shape[1])
+    return out
+
+
 KERNELS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
@@ -222,5 +230,6 @@ KERNELS: dict[str, Callable[..., Any]] = {
         chamfer_backward,
         approx_match_cost,
         auction,
+        normalize,
     )
 }

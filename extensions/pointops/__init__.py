@@ -3,6 +3,7 @@
 from .grouping import gather_points, group, group_points
 from .interpolate import three_interpolate, three_nn, three_nn_weights
 from .neighbours import ball_query, ball_query_count, knn
+from .normalize import normalize
 from .sampling import farthest_point_sample
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "group",
     "group_points",
     "knn",
+    "normalize",
     "three_interpolate",
     "three_nn",
     "three_nn_weights",

@@ -186,3 +186,14 @@ def chamfer_backward(
     pull1 = 2 * grad1[..., None] * (x - gather(y, idx1))  # (B, n, 3)
     pull2 = 2 * grad2[..., None] * (y - gather(x, idx2))  # (B, m, 3)
     return pull1 - scatter(pull2, idx2, x.shape[1]), pull2 - scatter(pull1, idx1, y.shape[1])
+
+
+@torch.no_grad()
+def normalize(points: Tensor) -> Tensor:
+    """Clouds moved to mean 0 and scaled to largest radius 1."""
+    # (B, 3, N): long rows are reduced several times faster than columns of three
+    rows = points.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+    rows -= rows.mean(dim=2, keepdim=True)
+    radius = rows.square().sum(dim=1).amax(dim=1).sqrt()[:, None, None]
+    rows /= radius.clamp(min=1e-12)
+    return rows.transpose(1, 2).contiguous()

@@ -55,6 +55,14 @@ def sampling() -> None:
     exact("too large to share", name, broken(cloud(1, 41000)), 4, 0, True)
 
 
+def placing() -> None:
+    for n in (1, 2, 255, 256, 257, 1000):
+        close(f"{n} points", "normalize", cloud(2, n) * 7 + 3)
+    close("equal points", "normalize", torch.full((2, 64, 3), 0.5))
+    close("not a number", "normalize", torch.where(torch.arange(300)[:, None] == 77, torch.nan, cloud(2, 300)))
+    close("no clouds", "normalize", cloud(0, 8))
+
+
 def neighbours() -> None:
     for k in (1, 31, 32, 33, 64, 65, 128, 129, 200):
         exact(f"{k} of 200", "knn", cloud(2, 5), cloud(2, 200, seed=1), k)
@@ -117,5 +125,5 @@ def interpolation() -> None:
         close(f"{n} from {m}, {channels}", "three_interpolate_backward", grad, features, indices, weights)
 
 
-for build in (sampling, neighbours, losses, interpolation):
+for build in (sampling, placing, neighbours, losses, interpolation):
     build()

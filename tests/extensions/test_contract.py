@@ -22,6 +22,7 @@ CALLS: dict[str, Callable[[Tensor, Tensor], Tensor | tuple[Tensor, ...]]] = {
     "knn": lambda x, y: ops.knn(x, y, 3),
     "ball_query": lambda x, y: ops.ball_query_count(x, y, 1.0, 3),
     "group": lambda x, y: ops.group(x, 4, 3),
+    "normalize": lambda x, y: ops.normalize(x),
     "interpolate": interpolate,
     "chamfer_distance": lambda x, y: ops.chamfer_distance(x, y, norm="l1", ignore_zeros=True),
     "earth_mover_distance": lambda x, y: ops.earth_mover_distance(x, y),

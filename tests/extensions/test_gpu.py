@@ -27,6 +27,7 @@ CALLS: dict[str, Callable[[Tensor, Tensor], Tensor | tuple[Tensor, ...]]] = {
     "knn": lambda x, y: ops.knn(x, y, 8),
     "ball_query": lambda x, y: ops.ball_query_count(x, y, 0.7, 8),
     "group": lambda x, y: ops.group(x, 9, 16),
+    "normalize": lambda x, y: ops.normalize(x),
     "interpolate": interpolate,
     "chamfer": lambda x, y: ops.chamfer_distance(x, y, reduction="none"),
     "approxmatch": lambda x, y: ops.earth_mover_distance(x, y, reduction="none"),
