@@ -66,6 +66,8 @@ class Registry:
             return self.get(name, where)(**args, **extra)
         except ValueError as error:
             raise UserError(f"{where}: {first_line(error)}" if where else first_line(error)) from error
+        except ZeroDivisionError as error:
+            raise UserError(f"{join(where, 'name')}: '{name}' cannot be built with a size of 0") from error
 
 
 def _split(cfg: Any, where: str) -> tuple[str, dict[str, Any]]:

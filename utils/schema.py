@@ -40,6 +40,14 @@ def check_arguments(target: Callable, args: Mapping[str, Any], where: str, what:
         if key not in known:
             raise UserError(f"{join(where, key)}: {what} has no such option.{hint(key, known)}")
         check_type(value, hints.get(key, Any), join(where, key))
+        check_sign(value, known[key].default, join(where, key))
+
+
+def check_sign(value: Any, default: Any, where: str) -> None:
+    """Whole numbers are sizes and counts: below 0 only where the default is, too."""
+    counts = type(value) is int and (default is inspect.Parameter.empty or (type(default) is int and default >= 0))
+    if counts and value < 0:
+        raise UserError(f"{where}: {value}; use 0 or more")
 
 
 def check_required(target: Callable, given: Iterable[str], where: str, what: str) -> None:

@@ -65,6 +65,8 @@ def test_arguments():
     check_arguments(build_me, {"size": 3, "rate": 1}, "x", "thing")
     with pytest.raises(UserError, match=r"x\.sizee: thing has no such option\. Did you mean 'size'\?"):
         check_arguments(build_me, {"sizee": 3}, "x", "thing")
+    with pytest.raises(UserError, match=r"x\.size: -3; use 0 or more"):
+        check_arguments(build_me, {"size": -3}, "x", "thing")
     with pytest.raises(UserError, match=r"x\.rest: thing has no such option"):
         check_arguments(build_me, {"rest": 3}, "x", "thing")
     with pytest.raises(UserError, match=r"x\.size: thing needs this option"):
@@ -80,7 +82,11 @@ def test_hints():
 
 def test_registry():
     parts = Registry("part", {"small": lambda size=1: ("small", size)})
-    registry = Registry("thing", {"me": build_me, "join": "os.path:join", "gone": "no_such_module:x"}, {"size": parts})
+    registry = Registry(
+        "thing",
+        {"me": build_me, "share": lambda of: 6 // of, "join": "os.path:join", "gone": "no_such_module:x"},
+        {"size": parts},
+    )
     assert registry.build({"name": "me", "size": 3}) == (3, 0.1)
     assert registry.build({"name": "me", "size": {"name": "small", "size": 2}}) == (("small", 2), 0.1)
     assert registry.build({"name": "me"}, size=5) == (5, 0.1)
@@ -96,6 +102,7 @@ def test_registry():
         ({"name": "me"}, "x.size: thing 'me' needs this option"),
         ({"name": "me", "size": {"name": "smal"}}, "x.size.name: unknown part 'smal'"),
         ({"name": "me", "size": 1, "rate": 2}, "x: rate 2 is more than 1"),
+        ({"name": "share", "of": 0}, "x.name: 'share' cannot be built with a size of 0"),
     ]
     for cfg, words in wrong:
         with pytest.raises(UserError) as error:
