@@ -7,6 +7,7 @@ MASKS = Registry(
     {
         "random": "models.masking:RandomMask",
         "block": "models.masking:BlockMask",
+        "guided": "models.masking:GuidedMask",
     },
 )
 
@@ -19,6 +20,8 @@ MODELS = Registry(
         "PointM2AE": "models.point_m2ae:PointM2AE",
         "PointM2AEClassifier": "models.point_m2ae_finetune:PointM2AEClassifier",
         "PointM2AESegmenter": "models.point_m2ae_finetune:PointM2AESegmenter",
+        "SA3D": "models.sa3d:SA3D",
     },
     parts={"mask": MASKS},
 )
+MODELS.parts["backbone"] = MODELS

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -24,6 +25,7 @@ from models.layers.hierarchy import (
     hidden_rows,
     key_bias,
     leaking_bias,
+    member_mean,
     pack,
     put_back,
     radius_bias,
@@ -32,7 +34,8 @@ from models.layers.hierarchy import (
 from models.layers.patch_embed import PatchEmbed
 from models.layers.propagation import TokenPropagation
 from models.layers.transformer import Blocks, Init, init_trunc_normal, init_xavier, position_embedding, rising_rates
-from models.masking import MaskSampler, RandomMask, count_masked
+from models.masked import View, backbone_key
+from models.masking import MaskSampler, RandomMask, draw_mask, split_by_mask
 from utils.errors import UserError
 from utils.random import BatchRandom
 
@@ -168,6 +171,14 @@ class HierarchicalModel(nn.Module):
         return tokens.mean(dim=1) + tokens.amax(dim=1)
 
 
+@dataclass(frozen=True)
+class HierarchicalView(View):
+    """The rebuilt patches are those of the second finest scale."""
+
+    rows: Tensor  # (R,) their numbers in the flattened (B, G)
+    masks: list[Tensor]  # what is hidden at every scale (B, G), finest first
+
+
 class PointM2AE(HierarchicalModel):
     """Hide the coarsest patches, encode what is left of every scale, rebuild the hidden patches of the second finest.
 
@@ -200,7 +211,7 @@ class PointM2AE(HierarchicalModel):
         )
         super().__init__(encoder, num_groups, group_sizes, skip_near_origin)
         check_decoder(embed_dims, decoder_dims, decoder_depths, decoder_up_blocks)
-        self.num_features, self.first_token_leak = embed_dims[-1], first_token_leak
+        self.num_features, self.num_heads, self.first_token_leak = embed_dims[-1], num_heads, first_token_leak
         self.mask = RandomMask(0.8) if mask is None else mask
         self.mask_token = nn.Parameter(torch.empty(1, embed_dims[-1]))
         self.decoder = HierarchicalDecoder(
@@ -214,31 +225,35 @@ class PointM2AE(HierarchicalModel):
         """(B, N, 3) -> loss, and what is needed to draw a reconstruction. `mask` (B, G), True = hidden, at the coarsest
         scale replaces the sampler; `rng` makes the sampler's draws repeatable."""
         scales = self.group(points)
-        masks = self.masks(scales, mask, rng)
+        view = self.rebuild(scales, *draw_mask(self.mask, scales[-1].center, mask, rng))
+        out = {"prediction": view.prediction, "target": view.target, "rebuilt": view.rows}
+        return {"loss": view.error.mean(), **out}
+
+    def rebuild(self, groups: Sequence[Scale], mask: Tensor, num_masked: int) -> HierarchicalView:
+        """Scales, mask of the coarsest (B, G), True = hidden, of M in every cloud -> what comes out on the way."""
+        masks = back_project(mask, groups, self.first_token_leak)
         packed = self.pack(masks)
-        decoded = self.decode(self.encoder(scales, packed), scales, masks, packed)[-1]  # (B, G, C)
-        rebuilt = hidden_rows(masks[1], packed[1])
-        if not len(rebuilt):
+        encoded = self.encoder(groups, packed)
+        stages = self.decode(encoded, groups, masks, packed)  # (B, G, C) each
+        rows = hidden_rows(masks[1], packed[1])
+        if not len(rows):
             raise UserError("mask: hides no patch of the second finest scale, nothing to rebuild; use a larger ratio")
-        tokens = self.decoder.norm(decoded.flatten(0, 1)[rebuilt])
-        prediction = self.head(tokens).unflatten(-1, (-1, 3))  # (M, points_per_patch, 3)
-        target = scales[1].neighborhood.flatten(0, 1)[rebuilt]  # (M, K, 3)
-        loss = ops.chamfer_distance(prediction.float(), target)
-        return {"loss": loss, "prediction": prediction, "target": target, "rebuilt": rebuilt}
+        prediction = self._points_of(stages[-1], rows)  # (R, points_per_patch, 3)
+        target = groups[1].neighborhood.flatten(0, 1)[rows]  # (R, K, 3)
+        error = ops.chamfer_distance(prediction.float(), target, reduction="patch")
+        visible, hidden = split_by_mask(mask, num_masked)
+        decoded = take(stages[0], hidden)  # (B, M, C)
+        return HierarchicalView(visible, hidden, encoded[-1], decoded, prediction, target, error, rows, masks)
+
+    def _points_of(self, decoded: Tensor, rows: Tensor) -> Tensor:
+        """Tokens of the last stage (B, G, C) -> points of the patches in the given rows (R, P, 3)."""
+        return self.head(self.decoder.norm(decoded.flatten(0, 1)[rows])).unflatten(-1, (-1, 3))
 
     def masks(
         self, scales: Sequence[Scale], mask: Tensor | None = None, rng: BatchRandom | None = None
     ) -> list[Tensor]:
         """What is hidden at every scale (B, G), finest first."""
-        center = scales[-1].center
-        if mask is None:
-            mask = self.mask(center, rng or BatchRandom(int(torch.randint(2**31, ())), center.device))
-            num_masked = self.mask.num_masked(center.shape[1])
-        else:
-            num_masked = count_masked(mask)
-        if not 0 < num_masked < center.shape[1]:
-            what = "all" if num_masked else "none"
-            raise UserError(f"mask: hides {what} of the {center.shape[1]} patches; use another ratio")
+        mask, _ = draw_mask(self.mask, scales[-1].center, mask, rng)
         return back_project(mask, scales, self.first_token_leak)
 
     def pack(self, masks: Sequence[Tensor]) -> list[Packed]:
@@ -257,11 +272,8 @@ class PointM2AE(HierarchicalModel):
         return self.decoder(full, scales[:0:-1])
 
     def forward_features(self, points: Tensor) -> Tensor:
-        """(B, N, 3) -> tokens of the coarsest scale (B, G, C), none of them hidden. Finer tokens that no group of the
-        next scale holds are left out, as in training."""
-        scales = self.group(points)
-        nothing = torch.zeros(scales[-1].center.shape[:2], dtype=torch.bool, device=points.device)
-        return self.encoder(scales, self.pack(back_project(nothing, scales)))[-1]
+        """(B, N, 3) -> tokens of the coarsest scale (B, G, C), none of them hidden."""
+        return self.tokens(self.group(points))
 
     def reconstruct(
         self, points: Tensor, mask: Tensor | None = None, rng: BatchRandom | None = None
@@ -278,9 +290,57 @@ class PointM2AE(HierarchicalModel):
         patches = (scales[0].neighborhood + scales[0].center[:, :, None]).flatten(2)
         return _chosen(patches, ~masks[0]), _chosen(clouds, masks[1])
 
+    # ---------------------------------------------------------------- the rest of models.masked.Backbone
+
+    def centers(self, groups: Sequence[Scale]) -> Tensor:
+        return groups[-1].center
+
+    def tokens(self, groups: Sequence[Scale]) -> Tensor:
+        """Finer tokens that no group of the next scale holds are left out, as in training."""
+        nothing = torch.zeros(groups[-1].center.shape[:2], dtype=torch.bool, device=groups[-1].center.device)
+        return self.encoder(groups, self.pack(back_project(nothing, groups)))[-1]
+
+    def decoder_position(self, center: Tensor) -> Tensor:
+        return self.decoder.pos_embed[0](center)
+
+    def patch_error(self, groups: Sequence[Scale], view: View, error: Tensor) -> tuple[Tensor, Tensor]:
+        """A coarse patch is as hard as its rebuilt members are in the mean; without any, its error is not known."""
+        assert isinstance(view, HierarchicalView)
+        known = view.masks[1]
+        values = error.new_zeros(known.numel()).index_copy(0, view.rows, error).view(known.shape)
+        for scale in groups[2:]:
+            values, known = member_mean(values, known, scale.index)
+        return values.gather(1, view.hidden), known.gather(1, view.hidden)
+
+    def redecoded_error(self, groups: Sequence[Scale], view: View, complete: Tensor) -> Tensor:
+        """Nothing is known of the finer scales; where a coarse token is missing stands the mask token."""
+        assert isinstance(view, HierarchicalView)
+        missing = self.mask_token.to(view.decoded.dtype).expand_as(complete)
+        partial = missing.scatter(1, view.hidden[..., None].expand_as(view.decoded), view.decoded)
+        finer = [complete.new_zeros(*scale.center.shape[:2], width) for scale, width in self._finer(groups)]
+        of_all, of_view = (
+            self._points_of(self.decoder([tokens, *finer], groups[:0:-1])[-1], view.rows)
+            for tokens in (complete, partial)
+        )
+        return ops.chamfer_distance(of_view.float(), of_all.float(), reduction="patch")
+
+    def _finer(self, groups: Sequence[Scale]) -> list[tuple[Scale, int]]:
+        """The decoded scales below the coarsest, coarsest first, and the widths of their encoder tokens."""
+        widths = [norm.normalized_shape[0] for norm in self.encoder.norms]  # type: ignore[union-attr, index]
+        return list(zip(groups[-2:0:-1], widths[-2:0:-1]))
+
+    def rebuilding(self) -> list[nn.Module]:
+        decoder = self.decoder
+        later = (*decoder.stages[1:], *decoder.pos_embed[1:], decoder.token_prop, decoder.norm)
+        return [*later, self.head, *self.encoder.norms[1:-1]]
+
+    @staticmethod
+    def rename(key: str) -> str:
+        return rename(key)
+
     @staticmethod
     def key_map(key: str) -> str | None:
-        return rename(key)
+        return backbone_key(rename(key))
 
 
 def _chosen(patches: Tensor, chosen: Tensor) -> Tensor:

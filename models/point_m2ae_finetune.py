@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from models.layers.category import category_features
 from models.layers.propagation import FeaturePropagation
 from models.layers.transformer import Init, mlp_head
+from models.masked import backbone_key
 from models.point_m2ae import HierarchicalEncoder, HierarchicalModel, rename
 
 LABEL_DIM = 64  # channels that tell a segmenter the category of a cloud
@@ -71,8 +72,10 @@ class PointM2AEClassifier(HierarchicalModel):
     @staticmethod
     def key_map(key: str) -> str | None:
         """As `rename`; what only a pre-trainer has is left out."""
-        renamed = rename(key)
-        return None if of_pretrainer(renamed) or renamed.startswith("encoder.norms.") else renamed
+        renamed = backbone_key(rename(key))
+        if renamed is None or of_pretrainer(renamed) or renamed.startswith("encoder.norms."):
+            return None
+        return renamed
 
 
 class PointM2AESegmenter(HierarchicalModel):
@@ -115,9 +118,11 @@ class PointM2AESegmenter(HierarchicalModel):
         for official, ours in OFFICIAL_HEAD:
             if key.startswith(official):
                 return ours + key.removeprefix(official)
-        renamed = rename(key)
+        renamed = backbone_key(rename(key))
+        if renamed is None or of_pretrainer(renamed):
+            return None
         of_classifier = renamed.startswith("norm.") or renamed.removeprefix("head.")[:1].isdigit()
-        return None if of_pretrainer(renamed) or of_classifier else renamed
+        return None if of_classifier else renamed
 
 
 class HierarchicalPartHead(nn.Module):

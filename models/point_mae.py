@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from extensions import ops
 from models.layers.patch_embed import PatchEmbed
 from models.layers.transformer import Init, Transformer, init_trunc_normal, init_xavier, mlp_head, position_embedding
-from models.masking import MaskSampler, RandomMask, count_masked, split_by_mask
-from utils.errors import UserError
+from models.masked import View, backbone_key
+from models.masking import MaskSampler, RandomMask, draw_mask, split_by_mask
 from utils.random import BatchRandom
 
 
@@ -83,7 +83,7 @@ class PointMAE(PatchModel):
     ):
         encoder = PointEncoder(embed_dim, depth, num_heads, drop_path_rate, patch_width, init)
         super().__init__(encoder, num_group, group_size, skip_near_origin)
-        self.num_features = embed_dim
+        self.num_features, self.num_heads = embed_dim, num_heads
         self.mask = RandomMask() if mask is None else mask
         self.norm_of_loss: Literal["l1", "l2"] = "l1" if loss == "cdl1" else "l2"
         self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim))
@@ -96,25 +96,30 @@ class PointMAE(PatchModel):
     def forward(self, points: Tensor, mask: Tensor | None = None, rng: BatchRandom | None = None) -> dict[str, Tensor]:
         """(B, N, 3) -> loss, and what is needed to draw a reconstruction. `mask` (B, G), True = hidden, replaces the
         sampler; `rng` makes the sampler's draws repeatable."""
-        neighborhood, center = self.group(points)
-        if mask is None:
-            mask = self.mask(center, rng or BatchRandom(int(torch.randint(2**31, ())), points.device))
-            num_masked = self.mask.num_masked(self.num_group)
-        else:
-            num_masked = count_masked(mask)
-        if num_masked == 0:
-            raise UserError(f"mask: hides none of the {self.num_group} patches, nothing to rebuild; use a larger ratio")
+        groups = self.group(points)
+        view = self.rebuild(groups, *draw_mask(self.mask, groups[1], mask, rng))
+        out = {"prediction": view.prediction, "target": view.target, "center": groups[1], "hidden": view.hidden}
+        return {"loss": view.error.mean(), **out}
+
+    def rebuild(self, groups: tuple[Tensor, Tensor], mask: Tensor, num_masked: int) -> View:
+        """Patches and centres, mask (B, G), True = hidden, of M in every cloud -> what comes out on the way."""
+        neighborhood, center = groups
         visible, hidden = split_by_mask(mask, num_masked)
         tokens = self.encoder(neighborhood, center, visible)  # (B, G - M, C)
         decoded = self.decode(tokens, center, visible, hidden)  # (B, M, C)
         prediction = self.head(decoded).unflatten(-1, (self.group_size, 3))  # (B, M, K, 3)
         target = ops.gather_points(neighborhood.flatten(2), hidden).unflatten(-1, (self.group_size, 3))
-        loss = ops.chamfer_distance(prediction.flatten(0, 1).float(), target.flatten(0, 1), norm=self.norm_of_loss)
-        return {"loss": loss, "prediction": prediction, "target": target, "center": center, "hidden": hidden}
+        error = self._error(prediction, target)
+        return View(visible, hidden, tokens, decoded, prediction, target, error)
+
+    def _error(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """(B, M, P, 3), (B, M, K, 3) -> Chamfer distance of each patch (B * M,)."""
+        clouds = prediction.flatten(0, 1).float(), target.flatten(0, 1).float()
+        return ops.chamfer_distance(*clouds, reduction="patch", norm=self.norm_of_loss)
 
     def decode(self, tokens: Tensor, center: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
         """Visible tokens (B, G - M, C), then mask tokens -> decoded tokens of the hidden patches (B, M, C)."""
-        position = self.decoder_pos_embed(ops.gather_points(center, torch.cat([visible, hidden], dim=1)))
+        position = self.decoder_position(ops.gather_points(center, torch.cat([visible, hidden], dim=1)))
         masked = self.mask_token.to(tokens.dtype).expand(tokens.shape[0], hidden.shape[1], -1)
         return self.decoder(torch.cat([tokens, masked], dim=1), position, last=hidden.shape[1])
 
@@ -131,9 +136,41 @@ class PointMAE(PatchModel):
         rebuilt = output["prediction"] + ops.gather_points(center, output["hidden"])[:, :, None]
         return ops.gather_points(absolute, seen).reshape(len(points), -1, 3), rebuilt.flatten(1, 2)
 
+    # ---------------------------------------------------------------- the rest of models.masked.Backbone
+
+    def centers(self, groups: tuple[Tensor, Tensor]) -> Tensor:
+        return groups[1]
+
+    def tokens(self, groups: tuple[Tensor, Tensor]) -> Tensor:
+        return self.encoder(*groups)
+
+    def decoder_position(self, center: Tensor) -> Tensor:
+        return self.decoder_pos_embed(center)
+
+    def patch_error(self, groups: tuple[Tensor, Tensor], view: View, error: Tensor) -> tuple[Tensor, Tensor]:
+        error = error.view(view.hidden.shape)
+        return error, torch.ones_like(error, dtype=torch.bool)
+
+    def redecoded_error(self, groups: tuple[Tensor, Tensor], view: View, complete: Tensor) -> Tensor:
+        """The decoded tokens stand alone, as the visible ones are not the student's to pass on."""
+        of_all = self._points_of(complete, groups[1])
+        of_view = self._points_of(view.decoded, ops.gather_points(groups[1], view.hidden))
+        return self._error(of_view, ops.gather_points(of_all.flatten(2), view.hidden).unflatten(-1, (-1, 3)))
+
+    def _points_of(self, tokens: Tensor, center: Tensor) -> Tensor:
+        """Decoder and head on tokens (B, L, C) as they are -> (B, L, K, 3)."""
+        return self.head(self.decoder(tokens, self.decoder_position(center))).unflatten(-1, (self.group_size, 3))
+
+    def rebuilding(self) -> list[nn.Module]:
+        return [self.head]
+
+    @staticmethod
+    def rename(key: str) -> str:
+        return rename(key)
+
     @staticmethod
     def key_map(key: str) -> str | None:
-        return rename(key)
+        return backbone_key(rename(key))
 
 
 class PointMAEClassifier(PatchModel):
@@ -178,25 +215,33 @@ class PointMAEClassifier(PatchModel):
     @staticmethod
     def key_map(key: str) -> str | None:
         """As `rename`; what only a pre-trainer has is left out."""
-        renamed = rename(key)
-        of_pretrainer = renamed.startswith(("decoder", "mask_token")) or renamed in ("head.weight", "head.bias")
-        return None if of_pretrainer else renamed
+        renamed = backbone_key(rename(key))
+        if renamed is None or renamed.startswith(("decoder", "mask_token")) or renamed in ("head.weight", "head.bias"):
+            return None
+        return renamed
 
 
-# Keys of the official Point-MAE code, pre-trainer and classifier, and ours. Ours pass unchanged.
+# Keys of the official Point-MAE and GM3D codes, pre-trainers and classifiers, and ours. Ours pass unchanged.
+# In a GM3D pre-trainer `norm_p` at the top is a stray norm without training; the encoder's own, of a longer name, wins.
 OFFICIAL_PREFIXES = (
     ("MAE_encoder.encoder.first_conv.", "encoder.embed.first."),
     ("MAE_encoder.encoder.second_conv.", "encoder.embed.second."),
     ("MAE_encoder.pos_embed.", "encoder.pos_embed."),
     ("MAE_encoder.blocks.blocks.", "encoder.transformer.blocks."),
     ("MAE_encoder.norm.", "encoder.transformer.norm."),
+    ("MAE_encoder.norm_p.", "encoder.transformer.norm."),
     ("MAE_decoder.", "decoder."),
+    ("MAE_decoder_loss_pred.", "predictor.decoder."),
+    ("mask_token_loss_pred", "predictor.mask_token"),
+    ("increase_dim_2.", "predictor.head."),
+    ("increase_dim_just_network_without_feature.0.", "head."),
     ("increase_dim.0.", "head."),
     ("encoder.first_conv.", "encoder.embed.first."),
     ("encoder.second_conv.", "encoder.embed.second."),
     ("pos_embed.", "encoder.pos_embed."),
     ("blocks.blocks.", "encoder.transformer.blocks."),
     ("norm.", "encoder.transformer.norm."),
+    ("norm_p.", "encoder.transformer.norm."),
     ("cls_head_finetune.", "head."),
 )
 

@@ -58,10 +58,19 @@ def test_it_is_a_configuration(path):
         assert sum(p.numel() for p in model.parameters()) == PARAMETERS[path.stem]
 
 
+def small_model(model: dict, where: str) -> list[str]:
+    """Sizes of a model and of the backbone in it."""
+    sizes = {key: value for key, value in SMALL[model["name"]].items() if key not in ("mask", "backbone")}
+    words = [f"{where}.{key}={value}" for key, value in sizes.items()]
+    if "backbone" in model:
+        words += small_model(model["backbone"], f"{where}.backbone")
+        words += [f"{where}.teacher=auto"] if "distillation_weights" in model else []
+    return words
+
+
 def smaller(config: dict) -> list[str]:
     """Overrides that fit data of 64 points a cloud."""
-    sizes = {key: value for key, value in SMALL[config["model"]["name"]].items() if key != "mask"}
-    words = [*RUN, *(f"model.{key}={value}" for key, value in sizes.items())]
+    words = [*RUN, *small_model(config["model"], "model")]
     for split in ("train", "val", "test"):
         options = config["data"].get(split) or {}
         words += [f"data.{split}.num_points=32"] if "num_points" in options else []

@@ -47,12 +47,14 @@ def metrics_of(folder):
 @pytest.mark.filterwarnings("ignore")
 def test_the_whole_way(tmp_path):
     root = ["--root", str(tmp_path)]
-    pretrain = [*PRETRAIN, *root, *SMALL, "model.decoder_num_heads=2"]
+    backbone = [word.replace("model.", "model.backbone.") for word in (*SMALL, "model.decoder_num_heads=2")]
+    pretrain = [*PRETRAIN, *root, *backbone]
     finetune = [*FINETUNE, *root, *SMALL, "data.label_fraction=1"]
     assert main("pretrain", pretrain) == 0
     folder = tmp_path / "quickstart" / "a"
-    assert {"svm_acc", "svm_cv_acc", "knn_acc", "linear_acc"} <= metrics_of(folder)
-    for name in ("config.yaml", "train.log", "metrics.jsonl", "ckpt-last.pth", "report.html", "reconstruction.png"):
+    assert {"svm_acc", "svm_cv_acc", "knn_acc", "linear_acc", "teacher_svm_acc"} <= metrics_of(folder)
+    pictures = ("reconstruction.png", "difficulty.png")
+    for name in ("config.yaml", "train.log", "metrics.jsonl", "ckpt-last.pth", "report.html", *pictures):
         assert (folder / name).stat().st_size > 0, name
     checkpoint = str(folder / "ckpt-last.pth")
     assert main("pretrain", [*pretrain, "--svm", "--ckpts", checkpoint]) == 0

@@ -105,6 +105,8 @@ def load_into(model: nn.Module, checkpoint: Mapping[str, Any], path: str, *, who
     """Weights of ours or of the official code. whole: every tensor must be there (to test a finished model)."""
     weights = weights_in(checkpoint, path)
     report = load_weights(model, weights, path, getattr(model, "key_map", None), may_differ=() if whole else NEW_HEAD)
+    if hasattr(model, "after_loading"):
+        model.after_loading(report.loaded)  # type: ignore[operator]
     if whole and report.missing:
         raise UserError(f"{report.summary()}: a finished model is needed here; fine-tune it first")
     return report

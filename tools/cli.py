@@ -35,6 +35,7 @@ from tools.runner import Runner, Stopped
 from tools.splits import DataSplits
 from tools.sweep import ALL_FOLDS, EPISODE, is_sweep, prefix, start_of, sweep, with_episode
 from tools.tasks.base import Task, evaluating
+from tools.teacher import put_teacher, resolve_teacher
 from utils import dist
 from utils.checkpoint import read_checkpoint
 from utils.config import describe_config, load_config, to_plain
@@ -173,6 +174,7 @@ def tell(message: str) -> int:
 
 def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
     """Build everything, then train, test or probe, and write down what came out."""
+    config = resolve_teacher(args, config, run)
     seed, started = config.get("seed", 0), time.monotonic()
     device = build_device(config.get("device", "auto"))
     dist.init_from_environment(device)
@@ -187,6 +189,8 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
     weights = "weights: at random"
     if args.ckpts:
         weights = load_into(model, checkpoint, args.ckpts, whole=args.test).summary()
+    if not (args.test or args.svm or args.resume):  # else it lies in the checkpoint, or is not needed
+        weights = "; ".join(filter(None, (weights, put_teacher(model))))
     runner = build_runner(config, model.to(device))
     task = build_task(config)
     runner.prepare(

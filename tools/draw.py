@@ -103,7 +103,19 @@ def draw_clouds(
     frames: Sequence[ndarray] | None = None,
     **view: float,
 ) -> None:
-    """One PNG with the clouds side by side, `columns` in a row; `frames` and `view` as in `render`."""
+    """One PNG with the clouds side by side; as `sheet_of`."""
+    write_png(path, sheet_of(clouds, colors, columns, size, frames, **view))
+
+
+def sheet_of(
+    clouds: Sequence[ndarray],
+    colors: Sequence[ndarray | None] | None,
+    columns: int = 8,
+    size: int = 200,
+    frames: Sequence[ndarray] | None = None,
+    **view: float,
+) -> ndarray:
+    """Image (H, W, 3) with the clouds side by side, `columns` in a row; `frames` and `view` as in `render`."""
     if not len(clouds) or columns < 1:
         raise UserError(f"draw_clouds: needs at least one cloud and one column, got {len(clouds)} and {columns}")
     for name, given in (("colors", colors), ("frames", frames)):
@@ -117,11 +129,30 @@ def draw_clouds(
         frame = None if frames is None else frames[i]
         image = render(cloud, None if colors is None else colors[i], size, frame=frame, **view)
         sheet[top : top + size, left : left + size] = image
-    write_png(path, sheet)
+    return sheet
+
+
+def heat(values: ndarray) -> ndarray:
+    """Numbers (...) as colours (..., 3): the smallest blue, over yellow, the largest red; equal steps from rank to rank,
+    so that one outlier does not hide the rest. NaN is grey."""
+    flat = np.asarray(values, dtype=np.float64).ravel()
+    known = np.isfinite(flat)
+    place = np.zeros(len(flat))
+    place[known] = np.searchsorted(np.sort(flat[known]), flat[known]) / max(known.sum() - 1, 1)
+    stops = np.array([(38, 99, 160), (240, 205, 80), (196, 54, 62)]) / 255
+    colors = np.stack([np.interp(place, (0, 0.5, 1), channel) for channel in stops.T], axis=-1)
+    colors[~known] = np.array(_GREY) / 255
+    return colors.reshape(*np.shape(values), 3)
 
 
 def write_png(path: str | Path, image: ndarray) -> None:
     """Write (H, W, 3) uint8 as PNG."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(png_bytes(image))
+
+
+def png_bytes(image: ndarray) -> bytes:
+    """(H, W, 3) uint8 as the content of a PNG file."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise UserError(f"write_png: an image must be (H, W, 3) uint8, found {image.shape} {image.dtype}")
     height, width = image.shape[:2]
@@ -129,8 +160,5 @@ def write_png(path: str | Path, image: ndarray) -> None:
     lines[:, 1:] = image.reshape(height, -1)
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines.tobytes(), 9)), (b"IEND", b""))
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb") as file:
-        file.write(b"\x89PNG\r\n\x1a\n")
-        for kind, body in chunks:
-            file.write(struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)))
+    body = (struct.pack(">I", len(b)) + kind + b + struct.pack(">I", zlib.crc32(kind + b)) for kind, b in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(body)

@@ -26,10 +26,16 @@ def mismatches(checkpoint: Mapping[str, Any], config: Mapping[str, Any], num_poi
             f"checkpoint made with {before} points a cloud, now {num_points}; a patch covers another share of the shape"
         )
     for key in ("group_size",) if trained else ("group_size", "num_group"):
-        old, new = (each.get("model", {}).get(key) for each in (made, config))
+        old, new = (network(each).get(key) for each in (made, config))
         if None not in (old, new) and old != new:
             lines.append(f"checkpoint made with model.{key} {old}, now {new}")
     return lines
+
+
+def network(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The model, or the backbone that another one trains."""
+    model = config.get("model", {})
+    return model.get("backbone", model)
 
 
 def points_seen(config: Mapping[str, Any]) -> int | None:

@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from numpy import ndarray
 from tqdm import tqdm
 
+from tools.draw import png_bytes, write_png
 from utils import dist
 from utils.logging import get_logger
 
@@ -23,7 +25,7 @@ class Monitor:
     def __init__(self, folder: Path, epochs: int, steps_per_epoch: int, start_epoch: int = 0):
         self.epochs, self.steps = epochs, steps_per_epoch
         self.log, self.main = get_logger(), dist.is_main()
-        self.path = folder / "metrics.jsonl"
+        self.folder, self.path = folder, folder / "metrics.jsonl"
         self.board = _open_board(folder / "tensorboard", start_epoch * steps_per_epoch) if self.main else None
         self.bar: tqdm | None = None
         self.started, self.steps_done, self.last_line = time.monotonic(), 0, time.monotonic()
@@ -58,7 +60,7 @@ class Monitor:
             self.bar = None
         if not self.main:
             return
-        shown = "  ".join(f"{key} {_short(value)}" for key, value in record.items() if key not in ("epoch", "step"))
+        shown = "  ".join(f"{key} {_short(value)}" for key, value in record.items() if not _is_detail(key))
         self.log.info(f"epoch {epoch + 1}/{self.epochs}  {shown}  {self._eta(self.steps)}{note}")
         self.last_line = time.monotonic()
         with open(self.path, "a", encoding="utf-8") as file:
@@ -67,6 +69,13 @@ class Monitor:
             for key, value in record.items():
                 if isinstance(value, int | float) and key not in ("epoch", "step"):
                     self.board.add_scalar(key, value, record["step"])
+
+    def pictures(self, images: dict[str, ndarray], step: int) -> None:
+        """The newest of each as a file in the folder of the run, all of them in TensorBoard."""
+        for name, image in images.items():
+            write_png(self.folder / f"{name}.png", image)
+            if self.board is not None:
+                _add_image(self.board, name, image, step)
 
     def close(self) -> None:
         if self.bar is not None:
@@ -85,6 +94,21 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _is_detail(key: str) -> bool:
+    """In the files alone: "train/weighted/rank", and where the epoch stands."""
+    return key.count("/") > 1 or key in ("epoch", "step")
+
+
+def _add_image(board: Any, name: str, image: ndarray, step: int) -> None:
+    """What `add_image` does with Pillow."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    picture = Summary.Image(
+        height=image.shape[0], width=image.shape[1], colorspace=3, encoded_image_string=png_bytes(image)
+    )
+    board.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=picture)]), step)
 
 
 def _short(value: Any) -> str:

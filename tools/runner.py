@@ -19,6 +19,7 @@ from datasets.transforms import apply_all
 from tools.experiment import Experiment
 from tools.monitor import Monitor
 from tools.schedule import progress
+from tools.tasks.base import Progress
 from utils import dist
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.config import flatten
@@ -127,6 +128,7 @@ class Runner:
         batches = self.data.train.epoch(self.epoch, skip=self.step * self.accumulate)
         while self.step < self.steps:
             self._set_learning_rate()
+            self.task.before_step(self.model, Progress(self.epoch, self.total_epochs, self.step, self.steps))
             norm = self._train_step(wrapped, batches)
             self.step += 1
             monitor.step(self.step, lambda norm=norm: self._describe(norm))
@@ -155,6 +157,7 @@ class Runner:
             self.nonfinite_in_a_row = 0
             for losses in shown:
                 self.means.add(losses)
+            self.task.after_step(self.model)
             if self.ema is not None:
                 self.ema.update_parameters(self.model)
         else:
@@ -176,6 +179,8 @@ class Runner:
             record |= self._validate()
             if self._is_best(record):
                 note = "  best so far"
+            if dist.is_main():
+                monitor.pictures(self.task.pictures(self.eval_model(), self.data, self.autocast), record["step"])
         record["time/epoch"] = round(time.monotonic() - started, 2)
         monitor.end_epoch(self.epoch - 1, record, note)
         if note:
@@ -217,7 +222,7 @@ class Runner:
             group["lr"] = rate * group.get("lr_scale", 1.0)
 
     def _describe(self, norm: Tensor) -> dict[str, str]:
-        figures = {key: f"{value:.4g}" for key, value in self.means.compute().items()}
+        figures = {key: f"{value:.4g}" for key, value in self.means.compute().items() if "/" not in key}
         return figures | {"lr": f"{self.learning_rate:.2e}", "grad": f"{float(norm):.2g}"}
 
     def eval_model(self) -> nn.Module:

@@ -117,9 +117,14 @@ def load_weights(
     """
     report, own = LoadReport(str(source)), model.state_dict()
     fitting: dict[str, Tensor] = {}
+    sources: dict[str, str] = {}  # where two tensors lay claim to a place, the one further down in its model has it
+    for key in weights:
+        target = key_map(key) if key_map else key
+        if target is not None and key.count(".") >= sources.get(target, "").count("."):
+            sources[target] = key
     for key, value in weights.items():
         target = key_map(key) if key_map else key
-        if target is None:
+        if target is None or sources[target] != key:
             report.unused.append(key)
         elif target not in own:
             report.unexpected.append(key)

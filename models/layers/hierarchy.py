@@ -108,6 +108,14 @@ def take(tokens: Tensor, index: Tensor) -> Tensor:
     return tokens.reshape(-1, channels).index_select(0, (index + offset).flatten()).view(*index.shape, channels)
 
 
+def member_mean(values: Tensor, known: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over the members `index` (B, G, K) whose value (B, N) is known (B, N) -> (B, G), and where there is any."""
+    counted = take(known[..., None].to(values.dtype), index)[..., 0]  # (B, G, K)
+    number = counted.sum(-1)
+    total = (take(values[..., None], index)[..., 0] * counted).sum(-1)
+    return total / number.clamp(min=1), number > 0
+
+
 def key_bias(packed: Packed) -> Tensor | None:
     """What to add to attention scores so that no token looks at padding (B, 1, 1, L); None where there is none."""
     return _bias(~packed.valid[:, None, None]) if packed.padded else None

@@ -5,6 +5,7 @@ B clouds, G patches, K points a patch, C channels.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -36,21 +37,49 @@ class PatchEmbed(nn.Module):
     def forward(self, neighborhood: Tensor) -> Tensor:
         """(B, G, K, in_channels) -> (B, G, C)."""
         batch, num_group, size, channels = neighborhood.shape
-        x = self.first[:3](neighborhood.reshape(-1, channels))  # (B*G*K, inner)
-        x = self._join_maximum(x, size)  # (B*G*K, outer)
-        x = self.second[1:](x)  # (B*G*K, C)
+        points = neighborhood.reshape(-1, channels)  # (B*G*K, in_channels)
+        x = self._looking(points, size) if self._only_looks() else self._learning(points, size)  # (B*G*K, C)
         return _maximum(x.unflatten(0, (-1, size))).unflatten(0, (batch, num_group))
 
-    def _join_maximum(self, x: Tensor, size: int) -> Tensor:
+    def _learning(self, points: Tensor, size: int) -> Tensor:
+        x = self.first[:3](points)  # (B*G*K, inner)
+        x = self._join_maximum(x, size)  # (B*G*K, outer)
+        return self.second[1:](x)
+
+    def _only_looks(self) -> bool:
+        return not (self.training or torch.is_grad_enabled())
+
+    def _looking(self, points: Tensor, size: int) -> Tensor:
+        """Without gradient and with fixed statistics each BatchNorm is part of the layer before it."""
+        first, last = self.first[0], self.second[3]
+        assert isinstance(first, nn.Linear)
+        scale, shift = _affine(self.first[1])
+        x = F.linear(points, first.weight * scale[:, None], first.bias * scale + shift).relu_()
+        return last(self._join_maximum(x, size, *_affine(self.second[1])).relu_())
+
+    def _join_maximum(
+        self, x: Tensor, size: int, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
         """second[0](concat(max over patch of first[3](x), first[3](x))) with the weight split: nothing is repeated or
         concatenated, and as no non-linearity stands between the two layers, a point goes through their product."""
         local, joint = self.first[3], self.second[0]
         assert isinstance(local, nn.Linear) and isinstance(joint, nn.Linear)
-        of_maximum, of_point = joint.weight.split(local.out_features, dim=1)
+        weight, bias = joint.weight, joint.bias
+        if scale is not None:
+            weight, bias = weight * scale[:, None], bias * scale + shift
+        of_maximum, of_point = weight.split(local.out_features, dim=1)
         maximum = _maximum(local(x).unflatten(0, (-1, size)))  # (B*G, width)
-        patch = F.linear(maximum, of_maximum, joint.bias + of_point @ local.bias)  # (B*G, outer)
+        patch = F.linear(maximum, of_maximum, bias + of_point @ local.bias)  # (B*G, outer)
         points = F.linear(x.unflatten(0, (-1, size)), of_point @ local.weight)  # (B*G, K, outer)
         return points.add_(patch[:, None]).flatten(0, 1)
+
+
+def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """A BatchNorm with fixed statistics as x * scale + shift."""
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return scale, norm.bias - norm.running_mean * scale
 
 
 def _maximum(x: Tensor) -> Tensor:

@@ -15,6 +15,11 @@ from utils.checkpoint import load_weights
 pytestmark = pytest.mark.filterwarnings("ignore:for .*meta parameter")  # sizes are compared, nothing is copied
 MANIFESTS = GOLDEN / "manifests"
 PRETRAIN = {"name": "PointMAE"}
+STRAY = 768  # parameters of a norm in the released SA3D that nothing uses
+GM3D = {  # released student: depth of its predictor, parameters
+    "gm3d_feature_student": (12, 51_077_984 - STRAY),
+    "gm3d_points_student": (4, 36_891_488 - STRAY),
+}
 NUMBER_OF_PARAMETERS = {
     "point_mae_pretrain": 29_006_432,
     "point_transformer_finetune_modelnet": 22_099_752,
@@ -22,6 +27,8 @@ NUMBER_OF_PARAMETERS = {
     "point_transformer_finetune_scan_hardest": 22_093_327,
     "point_transformer_fewshot": 22_099_752,
     "point_mae_partseg": 27_063_730,
+    "gm3d_classifier_15": 22_093_327,
+    "gm3d_classifier_40": 22_099_752,
     "point_m2ae_pretrain": 15_255_856,
     "point_m2ae_cls_modelnet40": 12_830_056,
     "point_m2ae_cls_scanobjectnn": 12_921_935,
@@ -37,6 +44,8 @@ MODEL_OF: dict[str, dict] = {
     "point_mae_pretrain": PRETRAIN,
     **{name: {"name": "PointMAEClassifier", **options} for name, options in CLASSIFIERS.items()},
     "point_mae_partseg": {"name": "PointMAESegmenter", "num_parts": 50, "num_categories": 16},
+    "gm3d_classifier_15": {"name": "PointMAEClassifier", "num_classes": 15},
+    "gm3d_classifier_40": {"name": "PointMAEClassifier", "num_classes": 40},
     "point_m2ae_pretrain": {"name": "PointM2AE"},
     "point_m2ae_cls_modelnet40": {"name": "PointM2AEClassifier", "num_classes": 40},
     "point_m2ae_cls_scanobjectnn": {"name": "PointM2AEClassifier", "num_classes": 15, "pooling": "concat"},
@@ -121,3 +130,21 @@ def test_pretrained_weights_of_point_m2ae(name: str) -> None:
     kept = [key for key in official if key.startswith("h_encoder.")]
     norms = 0 if name == "point_m2ae_partseg" else 6
     assert len(report.loaded) == len(kept) - norms and len(report.unused) == len(official) - len(report.loaded)
+
+
+@pytest.mark.parametrize("name", GM3D)
+def test_released_students_of_sa3d(name: str) -> None:
+    """All weights but the stray norm have their place; classifiers get the trained norm."""
+    depth, number = GM3D[name]
+    official = checkpoint(name)
+    with torch.device("meta"):
+        model = MODELS.build({"name": "SA3D", "backbone": PRETRAIN, "predictor_depth": depth})
+    report = load_weights(model, official, name, model.key_map)
+    assert sorted(report.unused) == ["norm_p.bias", "norm_p.weight"] and len(report.loaded) == len(official) - 2
+    assert not report.unexpected and all(key.startswith("average.") for key in report.missing)
+    assert sum(p.numel() for p in model._followed().parameters()) == number
+    for target in ("point_transformer_finetune_modelnet", "point_mae_partseg", "point_mae_pretrain"):
+        downstream = build(target)
+        report = load_weights(downstream, official, name, downstream.key_map)  # type: ignore[arg-type]
+        assert set(report.loaded) >= {key for key in downstream.state_dict() if key.startswith("encoder.")}
+        assert not report.unexpected and {"norm_p.bias", "norm_p.weight"} <= set(report.unused)

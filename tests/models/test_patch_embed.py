@@ -1,5 +1,6 @@
 """The mini-PointNet: equal to its definition, blind to the order of points."""
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -34,3 +35,18 @@ def test_order_of_points_does_not_matter() -> None:
 def test_strided_patches_of_one_point() -> None:
     patches = torch.randn(3, 1, 4, 2).permute(3, 2, 1, 0)  # (2, 4, 1, 3)
     assert PatchEmbed(24).eval()(patches).shape == (2, 4, 24)
+
+
+@pytest.mark.parametrize("in_channels", [3, 12])
+def test_without_gradient_the_norms_are_folded_and_nothing_changes(in_channels: int) -> None:
+    model = PatchEmbed(24, 16, in_channels, hidden=(8, 20))
+    for _ in range(3):  # statistics of their own
+        model(torch.randn(2, 5, 6, in_channels) * 2 + 1)
+    patches = torch.randn(2, 5, 6, in_channels)
+    model.eval()
+    with torch.no_grad():
+        folded = model(patches)
+    torch.testing.assert_close(folded, model(patches).detach(), rtol=1e-5, atol=1e-5)
+    model.train()
+    with torch.no_grad():
+        assert not torch.allclose(model(patches), folded)  # in training the batch tells the statistics

@@ -29,6 +29,11 @@ SMALL: dict[str, dict] = {
     "PointM2AEClassifier": {**TINY_SCALES, "head_dim": 16},
     "PointM2AESegmenter": {**TINY_SCALES, "propagation_dims": [16, 12], "head_dims": [16, 12]},
 }
+SMALL["SA3D"] = {
+    "backbone": {"name": "PointMAE", **SMALL["PointMAE"]},
+    "predictor_depth": 1,
+    "predictor_hidden": 16,
+}
 NAMES = MODELS.names()
 
 

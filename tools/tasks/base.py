@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from numpy import ndarray
 from torch import Tensor, nn
 
 from datasets.loader import Loader
@@ -17,6 +19,16 @@ from utils.random import BatchRandom
 Autocast = Callable[[], contextlib.AbstractContextManager]
 
 
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands: epochs and steps of this one that are over, and how many there are."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+
+
 class Task:
     """Losses of a batch, figures of an evaluation, and the figure that model selection watches."""
 
@@ -24,8 +36,15 @@ class Task:
     higher_is_better = False
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor], rng: BatchRandom) -> dict[str, Tensor]:
-        """Scalars to log; `loss` is the one to minimise. `model` may be wrapped for several processes."""
+        """Scalars to log; `loss` is the one to minimise. Those with a slash in the name are details, left out of
+        progress lines. `model` may be wrapped for several processes."""
         raise NotImplementedError
+
+    def before_step(self, model: nn.Module, progress: Progress) -> None:
+        """For what changes in the course of training; nothing may follow from it but from the arguments."""
+
+    def after_step(self, model: nn.Module) -> None:
+        """The optimizer has changed the weights. State kept here belongs into the model, so that it is saved."""
 
     def evaluate(self, model: nn.Module, loader: Loader, data: DataSplits, autocast: Autocast) -> dict[str, float]:
         """Figures of a model in eval mode on one labelled set, cheap enough for every validation."""
@@ -37,6 +56,10 @@ class Task:
 
     def draw(self, model: nn.Module, data: DataSplits, autocast: Autocast, folder: Path) -> None:
         """Pictures of what the finished model does, where there is something to see."""
+
+    def pictures(self, model: nn.Module, data: DataSplits, autocast: Autocast) -> dict[str, ndarray]:
+        """Images (H, W, 3) by name, made at every validation by the first process alone."""
+        return {}
 
 
 def prepared(loader: Loader, data: DataSplits) -> Iterator[dict[str, Tensor]]:

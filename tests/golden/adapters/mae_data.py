@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from datasets import transforms
 from extensions import ops
 from models.point_mae import PatchModel
+from models.sa3d.average import decay_at, follow
 from tests.golden.fixtures import Fixture
 from tools.probe import Features, svm
 from tools.schedule import Cosine, progress
@@ -110,14 +111,20 @@ def lr_schedule_gm3d(fixture: Fixture) -> None:
 
 
 def ema_update(fixture: Fixture) -> None:
+    """The average of a run and that of SA3D, with the ramp of its decay."""
     model = _module(fixture.below_dict("in/model/"))
     for epoch in sorted({key.split("/")[0] for key in fixture.below("out/")}):
-        averaging = get_ema_multi_avg_fn(float(fixture[f"out/{epoch}/decay"]))
+        decay = decay_at(int(epoch.removeprefix("epoch")), start=0.999, end=0.9999, ramp_epochs=100)
+        fixture.check(torch.tensor([decay], dtype=torch.float64), f"out/{epoch}/decay")
+        own = _module(fixture.below_dict("in/ema_before/"))
+        follow(own, model, decay)
+        averaging = get_ema_multi_avg_fn(decay)
         average = AveragedModel(_module(fixture.below_dict("in/ema_before/")), multi_avg_fn=averaging, use_buffers=True)
         average.n_averaged.fill_(1)  # the first update copies
         average.update_parameters(model)
-        for key, value in average.module.state_dict().items():
-            fixture.check(value, f"out/{epoch}/{key.replace(':', '.')}")
+        for each in (own, average.module):
+            for key, value in each.state_dict().items():
+                fixture.check(value, f"out/{epoch}/{key.replace(':', '.')}")
 
 
 def _module(state: dict[str, Tensor]) -> nn.Module:
