@@ -24,6 +24,9 @@ SIGNATURES = {
     "chamfer_backward": "ppppppiiippi",
     "approx_match_cost": "ppiiiipppi",
     "auction": "ppiiidpi",
+    "window_scores": "ppiiiipi",
+    "window_mix": "ppiiiipi",
+    "window_spread": "ppiiiipi",
 }
 TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float, "d": ctypes.c_double}
 NO_KERNEL = 1  # what a C function returns if it leaves the work to the reference
@@ -152,3 +155,25 @@ class Kernels:
         partner = x.new_empty(batch, n, dtype=torch.int64)
         status = self.call("auction", x, y, batch, n, squared, eps, partner)
         return NotImplemented if status == NO_KERNEL else partner
+
+    def window_scores(self, rows: Tensor, keys: Tensor, window: int) -> Any:
+        if rows.dtype != torch.float32:
+            return NotImplemented
+        batch, n, channels = rows.shape
+        scores = rows.new_empty(batch, n, window)
+        self.call("window_scores", rows, keys, batch, n, window, channels, scores)
+        return scores
+
+    def window_mix(self, weights: Tensor, values: Tensor) -> Any:
+        return self._weighted("window_mix", weights, values)
+
+    def window_spread(self, weights: Tensor, rows: Tensor) -> Any:
+        return self._weighted("window_spread", weights, rows)
+
+    def _weighted(self, name: str, weights: Tensor, rows: Tensor) -> Any:
+        if rows.dtype != torch.float32:
+            return NotImplemented
+        (batch, n, channels), window = rows.shape, weights.shape[2]
+        out = torch.empty_like(rows)
+        self.call(name, weights, rows, batch, n, window, channels, out)
+        return out

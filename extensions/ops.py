@@ -16,6 +16,8 @@ from extensions.pointops import (
     three_interpolate,
     three_nn,
     three_nn_weights,
+    window_mix,
+    window_scores,
 )
 
 __all__ = [
@@ -37,4 +39,6 @@ __all__ = [
     "three_interpolate",
     "three_nn",
     "three_nn_weights",
+    "window_mix",
+    "window_scores",
 ]

@@ -4,6 +4,7 @@ from .grouping import gather_points, group, group_points
 from .interpolate import three_interpolate, three_nn, three_nn_weights
 from .neighbours import ball_query, ball_query_count, knn
 from .sampling import farthest_point_sample
+from .window import window_mix, window_scores
 
 __all__ = [
     "ball_query",
@@ -16,4 +17,6 @@ __all__ = [
     "three_interpolate",
     "three_nn",
     "three_nn_weights",
+    "window_mix",
+    "window_scores",
 ]

@@ -23,6 +23,7 @@ from .points import (
     three_interpolate_backward,
     three_nn,
 )
+from .window import window_mix, window_scores, window_spread
 
 __all__ = [
     "approx_match",
@@ -42,4 +43,7 @@ __all__ = [
     "three_interpolate",
     "three_interpolate_backward",
     "three_nn",
+    "window_mix",
+    "window_scores",
+    "window_spread",
 ]
