@@ -19,8 +19,8 @@ from models.layers.attention.windows import (
     check_window,
     hidden_keys,
     inverse,
+    nearness,
     take,
-    window_bias,
 )
 
 DECAY = 0.4
@@ -66,7 +66,7 @@ class LSHAttention(nn.Module):
         values = self.value(keys).relu()
         others = Special(keys[:, :special], values[:, :special]) if special else None
         keys, values = (take(rows[:, special:], order[..., None])[:, :, 0] for rows in (keys, values))
-        out = attend(keys, values, self.window, window_bias(bias, order, self.window), others)
+        out = attend(keys, values, self.window, nearness(bias, order, self.window), others)
         if self.restore == "first":
             out = take(out, inverse(order[..., None]))[:, :, 0]
         if others is not None:

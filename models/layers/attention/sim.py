@@ -21,8 +21,8 @@ from models.layers.attention.windows import (
     check_window,
     hidden_keys,
     inverse,
+    nearness,
     take,
-    window_bias,
 )
 from utils.errors import UserError
 
@@ -100,7 +100,7 @@ class SimAttention(nn.Module):
         else:
             keys = self.mix(take(query[:, special:], orders).flatten(2)).relu()  # row r joins what has rank r
             values = self.value(keys).relu()
-            out = attend(keys, values, self.window, window_bias(bias, orders[..., 0], self.window), others)
+            out = attend(keys, values, self.window, nearness(bias, orders[..., 0], self.window), others)
             if self.restore == "first":
                 out = take(out, inverse(orders[..., :1]))[:, :, 0]
         if others is not None:
@@ -131,7 +131,7 @@ class SimAttention(nn.Module):
         back, total = inverse(orders), torch.zeros((), device=keys.device)
         for k in range(self.k_heads):
             order = orders[..., k : k + 1]
-            near = window_bias(bias, order[..., 0], self.window)
+            near = nearness(bias, order[..., 0], self.window)
             rows = attend(take(keys, order)[:, :, 0], take(values, order)[:, :, 0], self.window, near, special)
             total = total + take(rows, back[..., k : k + 1])[:, :, 0]
         return total / self.k_heads

@@ -29,23 +29,39 @@ def check_window(window: int) -> int:
     return window
 
 
-def fitting(window: int, length: int) -> int:
-    """The window, or the largest odd one for clouds of fewer rows."""
-    return min(window, length - 1 + length % 2)
+class Near(NamedTuple):
+    """What is added to the scores of sorted rows."""
+
+    bias: Tensor  # (B, n, w)
+    of_key: Tensor | None = None  # (B, n), where the bias is the same for every row: hidden keys are then sorted last
+    count: Tensor | None = None  # (B, 1) how many are not hidden
 
 
-def attend(keys: Tensor, values: Tensor, window: int, bias: Tensor | None, special: Special | None) -> Tensor:
-    """softmax(k k / sqrt(d) + bias) v of every sorted row (B, n, C) over its window; `bias` (B, n, w)."""
-    window, scale = fitting(window, keys.shape[1]), keys.shape[2] ** -0.5
+def attend(keys: Tensor, values: Tensor, window: int, near: Near | None, special: Special | None) -> Tensor:
+    """softmax(k k / sqrt(d) + bias) v of every sorted row (B, n, C) over its window."""
+    window, scale = min(window, keys.shape[1]), keys.shape[2] ** -0.5
     scores = ops.window_scores(keys, keys, window) * scale
-    if bias is not None:
-        scores = scores + bias
+    if near is not None:
+        scores = scores + near.bias
     if special is None:
-        return ops.window_mix(scores.softmax(dim=-1), values)
+        out = ops.window_mix(scores.softmax(dim=-1), values)
+        return out if near is None or near.count is None else _end_before_hidden(out, keys, values, window, near)
     extra = (keys @ special.keys.mT) * scale  # (B, n, S)
     weights = torch.cat([scores, extra.to(scores.dtype)], dim=-1).softmax(dim=-1)
     of_special = weights[..., window:].to(special.values.dtype) @ special.values
     return ops.window_mix(weights[..., :window], values) + of_special
+
+
+def _end_before_hidden(out: Tensor, keys: Tensor, values: Tensor, window: int, near: Near) -> Tensor:
+    """The rows before the hidden ones share the last window of visible keys, as if nothing came after them."""
+    assert near.count is not None and near.of_key is not None
+    steps = torch.arange(window, device=keys.device)
+    rows = (near.count - 1 - steps[: window // 2]).clamp(min=0)  # (B, w / 2)
+    seen = (near.count - window).clamp(min=0) + steps  # (B, w)
+    scores = ops.gather_points(keys, rows) @ ops.gather_points(keys, seen).mT * keys.shape[2] ** -0.5
+    weights = (scores + near.of_key.gather(1, seen)[:, None]).softmax(dim=-1)
+    mixed = weights.to(values.dtype) @ ops.gather_points(values, seen)
+    return out.scatter(1, rows[..., None].expand_as(mixed), mixed.to(out.dtype))
 
 
 def attend_special(special: Special, keys: Tensor, values: Tensor) -> Tensor:
@@ -99,14 +115,16 @@ def hidden_keys(bias: Tensor | None) -> Tensor | None:
     return bias[:, 0, 0].isneginf() if bias is not None and bias.shape[2] == 1 else None
 
 
-def window_bias(bias: Tensor | None, order: Tensor, window: int) -> Tensor | None:
-    """A bias (B, 1, n or 1, n) as the rows in `order` (B, n) see it in their windows: (B, n, w)."""
+def nearness(bias: Tensor | None, order: Tensor, window: int) -> Near | None:
+    """A bias (B, 1, n or 1, n) as the rows in `order` (B, n) see it."""
     if bias is None:
         return None
     batch, length = order.shape
-    window = fitting(window, length)
+    window = min(window, length)
     start = (torch.arange(length, device=order.device) - (window - 1) // 2).clamp(0, length - window)
     keys = order[:, start[:, None] + torch.arange(window, device=order.device)]  # (B, n, w)
-    places = keys if bias.shape[2] == 1 else keys + length * order[..., None]
-    flat = bias.expand(batch, *bias.shape[1:]).flatten(1)
-    return flat.gather(1, places.flatten(1)).view(keys.shape).float().clamp(min=HIDDEN)
+    flat = bias.expand(batch, *bias.shape[1:]).flatten(1).clamp(min=HIDDEN)
+    if bias.shape[2] > 1:
+        return Near(flat.gather(1, (keys + length * order[..., None]).flatten(1)).view(keys.shape))
+    visible = (flat > HIDDEN).sum(1, keepdim=True)
+    return Near(flat.gather(1, keys.flatten(1)).view(keys.shape), flat.gather(1, order), visible)
