@@ -42,6 +42,7 @@ SCHEMAS = {
     # cost (B,) of the approxmatch plan, and its gradients with the plan held constant
     "approx_match_cost": "(Tensor x, Tensor y, bool squared) -> (Tensor cost, Tensor grad_x, Tensor grad_y)",
     "auction": "(Tensor x, Tensor y, bool squared, float eps) -> Tensor",
+    "sort_order": "(Tensor keys) -> Tensor",
     "window_scores": "(Tensor rows, Tensor keys, int window) -> Tensor",
     "window_mix": "(Tensor weights, Tensor values) -> Tensor",
     "window_spread": "(Tensor weights, Tensor rows) -> Tensor",
@@ -125,6 +126,7 @@ SHAPES: dict[str, Callable[..., Any]] = {
     "chamfer_backward": lambda grad1, grad2, x, y, idx1, idx2: (torch.empty_like(x), torch.empty_like(y)),
     "approx_match_cost": lambda x, y, squared: (x.new_empty(x.shape[0]), torch.empty_like(x), torch.empty_like(y)),
     "auction": lambda x, y, squared, eps: _indices(x, *x.shape[:2]),
+    "sort_order": lambda keys: _indices(keys, *keys.shape),
     "window_scores": lambda rows, keys, window: rows.new_empty(*rows.shape[:2], window),
     "window_mix": lambda weights, values: torch.empty_like(values),
     "window_spread": lambda weights, rows: torch.empty_like(rows),

@@ -24,6 +24,7 @@ SIGNATURES = {
     "chamfer_backward": "ppppppiiippi",
     "approx_match_cost": "ppiiiipppi",
     "auction": "ppiiidpi",
+    "sort_order": "piipi",
     "window_scores": "ppiiiipi",
     "window_mix": "ppiiiipi",
     "window_spread": "ppiiiipi",
@@ -155,6 +156,13 @@ class Kernels:
         partner = x.new_empty(batch, n, dtype=torch.int64)
         status = self.call("auction", x, y, batch, n, squared, eps, partner)
         return NotImplemented if status == NO_KERNEL else partner
+
+    def sort_order(self, keys: Tensor) -> Any:
+        if keys.dtype != torch.float32 or keys.ndim == 0:
+            return NotImplemented
+        order = torch.empty_like(keys, dtype=torch.int64)
+        rows = keys.shape[:-1].numel()
+        return NotImplemented if self.call("sort_order", keys, rows, keys.shape[-1], order) == NO_KERNEL else order
 
     def window_scores(self, rows: Tensor, keys: Tensor, window: int) -> Any:
         if rows.dtype != torch.float32:

@@ -4,6 +4,7 @@ from .grouping import gather_points, group, group_points
 from .interpolate import three_interpolate, three_nn, three_nn_weights
 from .neighbours import ball_query, ball_query_count, knn
 from .sampling import farthest_point_sample
+from .sort import sort_order
 from .window import window_mix, window_scores
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "group",
     "group_points",
     "knn",
+    "sort_order",
     "three_interpolate",
     "three_nn",
     "three_nn_weights",

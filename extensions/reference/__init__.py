@@ -23,6 +23,7 @@ from .points import (
     three_interpolate_backward,
     three_nn,
 )
+from .sort import sort_order
 from .window import window_mix, window_scores, window_spread
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "match_cost_gradients",
     "nearest",
     "pair_distances",
+    "sort_order",
     "three_interpolate",
     "three_interpolate_backward",
     "three_nn",

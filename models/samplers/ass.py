@@ -35,7 +35,7 @@ def adaptive_sparse_sample(
     check_count(where, "num_samples", num_samples, limit=points.shape[1])
     order = cell_order(sort_axes(points, axes), num_samples, levels=3 if axes == "all" else 2)  # (B, N)
     place, inside = parts(points.shape[1], bounds(points.shape[1], num_samples), points.device)  # (M, L)
-    index = order[:, place]  # (B, M, L)
+    index = pick(order, place)  # (B, M, L)
     cells, weight = ops.gather_points(points, index), inside[..., None].to(points.dtype)
     mean = (cells * weight).sum(2) / weight.sum(1)
     if not member:
@@ -62,11 +62,20 @@ def cell_order(coordinates: Tensor, num_cells: int, levels: int) -> Tensor:
     starts = bounds(length, num_cells)
     for level in range(levels):
         place, inside = parts(length, [starts[cell] for cell in cells], coordinates.device)  # (parts, L)
-        keys = coordinates[..., level].gather(1, order)[:, place].masked_fill(~inside, torch.inf)
-        within = keys.sort(dim=2, stable=True).indices  # what lies outside comes last
-        order = order[:, place].gather(2, within)[:, inside]
+        order = pick(order, place)  # (B, parts, L)
+        keys = coordinates[..., level].gather(1, order.flatten(1)).view(order.shape)
+        within = ops.sort_order(keys.masked_fill(~inside, torch.inf))  # what lies outside comes last
+        own = place[:, :1] + torch.arange(place.shape[1], device=place.device)  # where a sorted member goes
+        own = torch.where(inside, own, length).expand_as(order).flatten(1)
+        sorted_ = order.gather(2, within).flatten(1)
+        order = order.new_empty(batch, length + 1).scatter(1, own, sorted_)[:, :length]
         cells = split(cells, levels - 1 - level)
     return order
+
+
+def pick(order: Tensor, place: Tensor) -> Tensor:
+    """Entries of (B, N) at the places (parts, L)."""
+    return order.index_select(1, place.flatten()).view(len(order), *place.shape)
 
 
 def split(cells: Sequence[int], remaining: int) -> list[int]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from extensions import ops
 from models.layers.attention.windows import (
     Special,
     attend,
@@ -60,9 +61,9 @@ class LSHAttention(nn.Module):
 
     def _attend(self, x: Tensor, bias: Tensor | None, special: int) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):  # signs decide who sees whom
-            up = self.up(x.to(self.up.weight.dtype)).relu()  # (B, L, H D)
+            up = self.up(x.to(self.up.weight.dtype))  # (B, L, H D)
         order = self._order(up[:, special:], hidden_keys(bias))  # (B, n)
-        keys = self.down(up).relu()
+        keys = self.down(up.relu()).relu()
         values = self.value(keys).relu()
         others = Special(keys[:, :special], values[:, :special]) if special else None
         keys, values = (take(rows[:, special:], order[..., None])[:, :, 0] for rows in (keys, values))
@@ -78,7 +79,11 @@ class LSHAttention(nn.Module):
         value = similarity_values(up.unflatten(-1, (self.num_heads, -1)))
         if hidden is not None:
             value = value.masked_fill(hidden, torch.inf)
-        return value.sort(dim=-1, stable=True).indices
+        if self.restore == "none":
+            return ops.sort_order(value)
+        # many points have equal signs: what decides among them must not be the place where they are stored
+        first = ops.sort_order(up.mean(dim=-1))
+        return first.gather(1, ops.sort_order(value.gather(1, first)))
 
 
 def similarity_values(up: Tensor) -> Tensor:

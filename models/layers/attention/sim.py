@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from extensions import ops
 from models.layers.attention.windows import (
     Special,
     attend,
@@ -117,7 +118,7 @@ class SimAttention(nn.Module):
         keys = places.mT.gather(1, chosen[..., None].expand(-1, -1, places.shape[1]))  # (B, K, n)
         if hidden is not None:
             keys = keys.masked_fill(hidden[:, None], torch.inf)
-        return keys.sort(dim=-1, stable=True).indices.mT
+        return ops.sort_order(keys).mT
 
     def _special(self, query: Tensor) -> Special:
         """A special token has its own row in every order."""

@@ -88,7 +88,7 @@ def lsh_attention(fixture: Fixture) -> None:
     assert isinstance(attention, LSHAttention)
     fixture.about.setdefault("atol", 5e-5)
     if "aux/simvalues" in fixture:
-        up = attention.up(fixture["in/x"]).relu()
+        up = attention.up(fixture["in/x"])
         fixture.check(similarity_values(up.unflatten(-1, (config["num_heads"], -1))), "aux/simvalues")
         fixture.check(attention._order(up, None), "aux/order")
     check_layer(fixture, layer)
