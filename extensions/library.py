@@ -43,8 +43,13 @@ SCHEMAS = {
     "approx_match_cost": "(Tensor x, Tensor y, bool squared) -> (Tensor cost, Tensor grad_x, Tensor grad_y)",
     "auction": "(Tensor x, Tensor y, bool squared, float eps) -> Tensor",
     "normalize": "(Tensor points) -> Tensor",
+    "sort_order": "(Tensor keys) -> Tensor",
+    "window_scores": "(Tensor rows, Tensor keys, int window) -> Tensor",
+    "window_mix": "(Tensor weights, Tensor values) -> Tensor",
+    "window_spread": "(Tensor weights, Tensor rows) -> Tensor",
 }
-DIFFERENTIABLE = ("chamfer", "three_interpolate", "approx_match_cost")
+WINDOWS = ("window_scores", "window_mix", "window_spread")
+DIFFERENTIABLE = ("chamfer", "three_interpolate", "approx_match_cost", *WINDOWS)
 CHOICES = ("auto", "torch", "native")
 
 
@@ -123,6 +128,10 @@ SHAPES: dict[str, Callable[..., Any]] = {
     "approx_match_cost": lambda x, y, squared: (x.new_empty(x.shape[0]), torch.empty_like(x), torch.empty_like(y)),
     "auction": lambda x, y, squared, eps: _indices(x, *x.shape[:2]),
     "normalize": torch.empty_like,
+    "sort_order": lambda keys: _indices(keys, *keys.shape),
+    "window_scores": lambda rows, keys, window: rows.new_empty(*rows.shape[:2], window),
+    "window_mix": lambda weights, values: torch.empty_like(values),
+    "window_spread": lambda weights, rows: torch.empty_like(rows),
 }
 
 _library = torch.library.Library("pointsmith", "DEF")
@@ -168,7 +177,32 @@ def _cost_backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor, Tensor, No
     return grad[:, None, None] * grad_x, grad[:, None, None] * grad_y, None
 
 
+def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _scores_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (rows, keys), (of_rows, of_keys, _) = ctx.saved_tensors, ctx.needs_input_grad
+    grad_rows = operators.window_mix(grad, keys) if of_rows else None
+    return grad_rows, operators.window_spread(grad, rows) if of_keys else None, None
+
+
+def _mix_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (weights, values), (of_weights, of_values) = ctx.saved_tensors, ctx.needs_input_grad
+    grad_weights = operators.window_scores(grad, values, weights.shape[2]) if of_weights else None
+    return grad_weights, operators.window_spread(weights, grad) if of_values else None
+
+
+def _spread_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (weights, rows), (of_weights, of_rows) = ctx.saved_tensors, ctx.needs_input_grad
+    grad_weights = operators.window_scores(rows, grad, weights.shape[2]) if of_weights else None
+    return grad_weights, operators.window_mix(weights, grad) if of_rows else None
+
+
 for _name, _backward, _save in (
+    ("window_scores", _scores_backward, _save_inputs),
+    ("window_mix", _mix_backward, _save_inputs),
+    ("window_spread", _spread_backward, _save_inputs),
     ("chamfer", _chamfer_backward, _save_chamfer),
     ("three_interpolate", _interpolate_backward, _save_interpolate),
     ("approx_match_cost", _cost_backward, _save_cost),

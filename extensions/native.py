@@ -25,6 +25,10 @@ SIGNATURES = {
     "approx_match_cost": "ppiiiipppi",
     "auction": "ppiiidpi",
     "normalize": "piipi",
+    "sort_order": "piipi",
+    "window_scores": "ppiiiipi",
+    "window_mix": "ppiiiipi",
+    "window_spread": "ppiiiipi",
 }
 TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float, "d": ctypes.c_double}
 NO_KERNEL = 1  # what a C function returns if it leaves the work to the reference
@@ -159,4 +163,33 @@ class Kernels:
             return NotImplemented
         out = torch.empty_like(points)
         self.call("normalize", points, *points.shape[:2], out)
+        return out
+
+    def sort_order(self, keys: Tensor) -> Any:
+        if keys.dtype != torch.float32 or keys.ndim == 0:
+            return NotImplemented
+        order = torch.empty_like(keys, dtype=torch.int64)
+        rows = keys.shape[:-1].numel()
+        return NotImplemented if self.call("sort_order", keys, rows, keys.shape[-1], order) == NO_KERNEL else order
+
+    def window_scores(self, rows: Tensor, keys: Tensor, window: int) -> Any:
+        if rows.dtype != torch.float32:
+            return NotImplemented
+        batch, n, channels = rows.shape
+        scores = rows.new_empty(batch, n, window)
+        self.call("window_scores", rows, keys, batch, n, window, channels, scores)
+        return scores
+
+    def window_mix(self, weights: Tensor, values: Tensor) -> Any:
+        return self._weighted("window_mix", weights, values)
+
+    def window_spread(self, weights: Tensor, rows: Tensor) -> Any:
+        return self._weighted("window_spread", weights, rows)
+
+    def _weighted(self, name: str, weights: Tensor, rows: Tensor) -> Any:
+        if rows.dtype != torch.float32:
+            return NotImplemented
+        (batch, n, channels), window = rows.shape, weights.shape[2]
+        out = torch.empty_like(rows)
+        self.call(name, weights, rows, batch, n, window, channels, out)
         return out

@@ -14,9 +14,12 @@ from extensions.pointops import (
     group_points,
     knn,
     normalize,
+    sort_order,
     three_interpolate,
     three_nn,
     three_nn_weights,
+    window_mix,
+    window_scores,
 )
 
 __all__ = [
@@ -36,7 +39,10 @@ __all__ = [
     "knn",
     "match_cost",
     "normalize",
+    "sort_order",
     "three_interpolate",
     "three_nn",
     "three_nn_weights",
+    "window_mix",
+    "window_scores",
 ]

@@ -31,6 +31,10 @@ def examples(device: str) -> dict[str, tuple[Any, ...]]:
         "chamfer_backward": (nearest[0], nearest[1], x, y, nearest[2], nearest[3]),
         "approx_match_cost": (x, y, False),
         "normalize": (x,),
+        "sort_order": (x[..., 0].contiguous().repeat(1, 3).round(decimals=2),),
+        "window_scores": (features, features.flip(1), 7),
+        "window_mix": (weights[:, :270].contiguous(), features),
+        "window_spread": (weights[:, :270].contiguous(), features),
         "auction": (x[:, :60].contiguous(), y[:, :60].contiguous(), True, 1e-3),
     }
 

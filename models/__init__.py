@@ -1,5 +1,6 @@
 """Networks by name. One file an idea; constructors take plain keyword arguments with the published defaults."""
 
+from models.layers.attention import ATTENTION
 from utils.registry import Registry
 
 MASKS = Registry(
@@ -21,7 +22,10 @@ MODELS = Registry(
         "PointM2AEClassifier": "models.point_m2ae_finetune:PointM2AEClassifier",
         "PointM2AESegmenter": "models.point_m2ae_finetune:PointM2AESegmenter",
         "SA3D": "models.sa3d:SA3D",
+        "SimNeighbourhoodClassifier": "models.sim3d:SimNeighbourhoodClassifier",
+        "SimPointClassifier": "models.sim3d:SimPointClassifier",
+        "SimSegmenter": "models.sim3d:SimSegmenter",
     },
-    parts={"mask": MASKS},
+    parts={"mask": MASKS, "attention": ATTENTION, "decoder_attention": ATTENTION},
 )
 MODELS.parts["backbone"] = MODELS

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from extensions import ops
+from models.layers.attention import AttentionKind
 from models.layers.hierarchy import (
     Packed,
     Scale,
@@ -61,6 +62,7 @@ class HierarchicalEncoder(nn.Module):
         local_radius: Sequence[float] = (),
         padding_radius: Sequence[float] = (),
         norms: bool = True,
+        attention: AttentionKind | None = None,
     ):
         super().__init__()
         check_lengths(embed_dims=embed_dims, depths=depths, local_radius=local_radius, padding_radius=padding_radius)
@@ -71,7 +73,8 @@ class HierarchicalEncoder(nn.Module):
             self.token_embed.append(PatchEmbed(dim, finer, in_channels=finer, hidden=(finer, dim)))
         self.pos_embed = nn.ModuleList(position_embedding(dim, dim) for dim in embed_dims)
         self.stages = nn.ModuleList(
-            Blocks(dim, num_heads, [next(rates) for _ in range(depth)]) for dim, depth in zip(embed_dims, depths)
+            Blocks(dim, num_heads, [next(rates) for _ in range(depth)], attention=attention)
+            for dim, depth in zip(embed_dims, depths)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(dim) if norms else nn.Identity() for dim in embed_dims)
         if init == "trunc_normal":
@@ -205,9 +208,17 @@ class PointM2AE(HierarchicalModel):
         padding_radius: Sequence[float] = (),
         first_token_leak: bool = False,
         init: Init = "trunc_normal",
+        attention: AttentionKind | None = None,  # of the encoder; default dense
     ):
         encoder = HierarchicalEncoder(
-            embed_dims, depths, num_heads, drop_path_rate, patch_width, init, padding_radius=padding_radius
+            embed_dims,
+            depths,
+            num_heads,
+            drop_path_rate,
+            patch_width,
+            init,
+            padding_radius=padding_radius,
+            attention=attention,
         )
         super().__init__(encoder, num_groups, group_sizes, skip_near_origin)
         check_decoder(embed_dims, decoder_dims, decoder_depths, decoder_up_blocks)

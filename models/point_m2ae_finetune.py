@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers.attention import AttentionKind
 from models.layers.category import category_features
 from models.layers.propagation import FeaturePropagation
 from models.layers.transformer import Init, mlp_head
@@ -45,9 +46,18 @@ class PointM2AEClassifier(HierarchicalModel):
         head_dropout: float = 0.5,
         skip_near_origin: bool = True,
         init: Init = "trunc_normal",
+        attention: AttentionKind | None = None,
     ):
         encoder = HierarchicalEncoder(
-            embed_dims, depths, num_heads, drop_path_rate, patch_width, init, local_radius, norms=False
+            embed_dims,
+            depths,
+            num_heads,
+            drop_path_rate,
+            patch_width,
+            init,
+            local_radius,
+            norms=False,
+            attention=attention,
         )
         super().__init__(encoder, num_groups, group_sizes, skip_near_origin)
         self.num_features, self.pooling = embed_dims[-1], pooling
@@ -98,8 +108,11 @@ class PointM2AESegmenter(HierarchicalModel):
         head_dropout: float = 0.5,
         skip_near_origin: bool = True,
         init: Init = "trunc_normal",
+        attention: AttentionKind | None = None,
     ):
-        encoder = HierarchicalEncoder(embed_dims, depths, num_heads, drop_path_rate, patch_width, init, local_radius)
+        encoder = HierarchicalEncoder(
+            embed_dims, depths, num_heads, drop_path_rate, patch_width, init, local_radius, attention=attention
+        )
         super().__init__(encoder, num_groups, group_sizes, skip_near_origin)
         self.num_features, self.num_parts = embed_dims[-1], num_parts
         self.head = HierarchicalPartHead(

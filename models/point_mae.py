@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from extensions import ops
+from models.layers.attention import AttentionKind
 from models.layers.patch_embed import PatchEmbed
 from models.layers.transformer import Init, Transformer, init_trunc_normal, init_xavier, mlp_head, position_embedding
 from models.masked import View, backbone_key
@@ -21,11 +22,20 @@ from utils.random import BatchRandom
 class PointEncoder(nn.Module):
     """Patches -> tokens -> transformer. What pre-training, probes and classifiers share."""
 
-    def __init__(self, embed_dim: int, depth: int, num_heads: int, drop_path_rate: float, patch_width: int, init: str):
+    def __init__(
+        self,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        drop_path_rate: float,
+        patch_width: int,
+        init: str,
+        attention: AttentionKind | None = None,
+    ):
         super().__init__()
         self.embed = PatchEmbed(embed_dim, patch_width)
         self.pos_embed = position_embedding(embed_dim)
-        self.transformer = Transformer(embed_dim, depth, num_heads, drop_path_rate=drop_path_rate)
+        self.transformer = Transformer(embed_dim, depth, num_heads, drop_path_rate=drop_path_rate, attention=attention)
         if init == "trunc_normal":
             self.apply(init_trunc_normal)
 
@@ -80,15 +90,19 @@ class PointMAE(PatchModel):
         loss: Literal["cdl1", "cdl2"] = "cdl2",
         skip_near_origin: bool = True,  # the rule of the FPS that the published weights were trained with
         init: Init = "trunc_normal",
+        attention: AttentionKind | None = None,  # of the encoder; default dense
+        decoder_attention: AttentionKind | None = None,
     ):
-        encoder = PointEncoder(embed_dim, depth, num_heads, drop_path_rate, patch_width, init)
+        encoder = PointEncoder(embed_dim, depth, num_heads, drop_path_rate, patch_width, init, attention)
         super().__init__(encoder, num_group, group_size, skip_near_origin)
         self.num_features, self.num_heads = embed_dim, num_heads
         self.mask = RandomMask() if mask is None else mask
         self.norm_of_loss: Literal["l1", "l2"] = "l1" if loss == "cdl1" else "l2"
         self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         self.decoder_pos_embed = position_embedding(embed_dim)
-        self.decoder = Transformer(embed_dim, decoder_depth, decoder_num_heads, drop_path_rate=drop_path_rate)
+        self.decoder = Transformer(
+            embed_dim, decoder_depth, decoder_num_heads, drop_path_rate=drop_path_rate, attention=decoder_attention
+        )
         self.head = nn.Linear(embed_dim, 3 * group_size)
         self.decoder.apply(init_xavier)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
@@ -190,8 +204,9 @@ class PointMAEClassifier(PatchModel):
         head_dropout: float = 0.5,
         skip_near_origin: bool = True,
         init: Init = "trunc_normal",
+        attention: AttentionKind | None = None,
     ):
-        encoder = PointEncoder(embed_dim, depth, num_heads, drop_path_rate, patch_width, init)
+        encoder = PointEncoder(embed_dim, depth, num_heads, drop_path_rate, patch_width, init, attention)
         super().__init__(encoder, num_group, group_size, skip_near_origin)
         self.num_features = embed_dim
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
@@ -205,7 +220,7 @@ class PointMAEClassifier(PatchModel):
         neighborhood, center = self.group(points)
         tokens = self._prepend(self.cls_token, self.encoder.embed(neighborhood))  # (B, 1 + G, C)
         position = self._prepend(self.cls_pos, self.encoder.pos_embed(center))
-        tokens = self.encoder.transformer(tokens, position)
+        tokens = self.encoder.transformer(tokens, position, special=1)
         return self.head(torch.cat([tokens[:, 0], tokens[:, 1:].amax(dim=1)], dim=-1))
 
     @staticmethod

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers.attention import AttentionKind
 from models.layers.category import category_features
 from models.layers.propagation import FeaturePropagation
 from models.point_mae import Init, PatchModel, PointEncoder, PointMAEClassifier
@@ -35,8 +36,9 @@ class PointMAESegmenter(PatchModel):
         head_dropout: float = 0.5,
         skip_near_origin: bool = True,
         init: Init = "trunc_normal",
+        attention: AttentionKind | None = None,
     ):
-        encoder = PointEncoder(embed_dim, depth, num_heads, drop_path_rate, patch_width, init)
+        encoder = PointEncoder(embed_dim, depth, num_heads, drop_path_rate, patch_width, init, attention)
         super().__init__(encoder, num_group, group_size, skip_near_origin)
         self.num_features, self.num_parts = embed_dim, num_parts
         self.layers = thirds(depth) if layers is None else layers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -49,8 +50,8 @@ class Registry:
         name, args = _split(cfg, where or self.kind)
         target, what = self.get(name, where), f"{self.kind} '{name}'"
         for key, registry in self.parts.items():
-            if isinstance(args.get(key), Mapping):
-                registry.check(args.pop(key), join(where, key))
+            if isinstance(args.get(key), Mapping | str):
+                registry.check(_named(args.pop(key)), join(where, key))
                 given = (*given, key)
         check_arguments(target, args, where, what)
         check_required(target, (*args, *given), where, what)
@@ -60,14 +61,39 @@ class Registry:
         self.check(cfg, where, tuple(extra))
         name, args = _split(cfg, where)
         for key, registry in self.parts.items():
-            if isinstance(args.get(key), Mapping):
-                args[key] = registry.build(args[key], join(where, key))
+            if isinstance(args.get(key), Mapping | str):
+                args[key] = registry.build(_named(args[key]), join(where, key))
         try:
             return self.get(name, where)(**args, **extra)
         except ValueError as error:
             raise UserError(f"{where}: {first_line(error)}" if where else first_line(error)) from error
         except ZeroDivisionError as error:
             raise UserError(f"{join(where, 'name')}: '{name}' cannot be built with a size of 0") from error
+
+
+class Recipes(Registry):
+    """For what is made many times, in sizes that only its maker knows: `build` checks the configuration and returns a
+    function of the arguments named in `later`, which are no configuration keys."""
+
+    def __init__(self, kind: str, entries: Mapping[str, str | Callable], later: tuple[str, ...]):
+        super().__init__(kind, entries)
+        self.later = later
+
+    def check(self, cfg: Mapping[str, Any], where: str = "", given: tuple[str, ...] = ()) -> None:
+        for key in self.later:
+            if key in cfg:
+                raise UserError(f"{join(where, key)}: follows from the model; leave it out")
+        super().check(cfg, where, (*given, *self.later))
+
+    def build(self, cfg: Mapping[str, Any], where: str = "", **extra: Any) -> Any:
+        self.check(cfg, where, tuple(extra))
+        name, args = _split(cfg, where)
+        return functools.partial(self.get(name, where), **args, **extra)
+
+
+def _named(cfg: Mapping[str, Any] | str) -> Mapping[str, Any]:
+    """`mask: block` is short for `mask: {name: block}`."""
+    return {"name": cfg} if isinstance(cfg, str) else cfg
 
 
 def _split(cfg: Any, where: str) -> tuple[str, dict[str, Any]]:

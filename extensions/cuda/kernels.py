@@ -20,7 +20,7 @@ from . import launch
 SAMPLERS = ((128, 1), (256, 1), (256, 2), (256, 4), (512, 4), (1024, 4), (1024, 8))
 SHARED = ((1024, 4), (1024, 8))  # of those, the ones that share a cloud among blocks
 WARPS = 4  # queries of a block of `knn` and `ball_query`
-ROWS = 8  # rows of a block of `three_interpolate` and its gradients
+ROWS = 8  # rows of a block of `three_interpolate`, its gradients, and the windows
 PATCH = 64  # largest cloud of the small Chamfer kernel
 
 
@@ -216,6 +216,37 @@ def normalize(points: Tensor) -> Any:
     return out
 
 
+def sort_order(keys: Tensor) -> Any:
+    return NotImplemented  # torch sorts well on a GPU
+
+
+def window_scores(rows: Tensor, keys: Tensor, window: int) -> Any:
+    if rows.dtype != torch.float32:
+        return NotImplemented
+    batch, n, channels = rows.shape
+    scores = rows.new_empty(batch, n, window)
+    blocks, sizes = parts(batch * n, ROWS), (n, window, channels, batch)
+    launch.launch("window", "window_scores", blocks, ROWS * 32, rows, keys, scores, *sizes)
+    return scores
+
+
+def window_mix(weights: Tensor, values: Tensor) -> Any:
+    return _window_sums("window_mix", weights, values)
+
+
+def window_spread(weights: Tensor, rows: Tensor) -> Any:
+    return _window_sums("window_spread", weights, rows)
+
+
+def _window_sums(name: str, weights: Tensor, rows: Tensor) -> Any:
+    if rows.dtype != torch.float32:
+        return NotImplemented
+    (batch, n, channels), window = rows.shape, weights.shape[2]
+    out = torch.empty_like(rows)
+    launch.launch("window", name, parts(batch * n, ROWS), ROWS * 32, weights, rows, out, n, window, channels, batch)
+    return out
+
+
 KERNELS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
@@ -231,5 +262,9 @@ KERNELS: dict[str, Callable[..., Any]] = {
         approx_match_cost,
         auction,
         normalize,
+        sort_order,
+        window_scores,
+        window_mix,
+        window_spread,
     )
 }

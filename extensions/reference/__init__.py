@@ -24,6 +24,8 @@ from .points import (
     three_interpolate_backward,
     three_nn,
 )
+from .sort import sort_order
+from .window import window_mix, window_scores, window_spread
 
 __all__ = [
     "approx_match",
@@ -41,7 +43,11 @@ __all__ = [
     "nearest",
     "normalize",
     "pair_distances",
+    "sort_order",
     "three_interpolate",
     "three_interpolate_backward",
     "three_nn",
+    "window_mix",
+    "window_scores",
+    "window_spread",
 ]

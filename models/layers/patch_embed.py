@@ -57,9 +57,7 @@ class PatchEmbed(nn.Module):
         x = F.linear(points, first.weight * scale[:, None], first.bias * scale + shift).relu_()
         return last(self._join_maximum(x, size, *_affine(self.second[1])).relu_())
 
-    def _join_maximum(
-        self, x: Tensor, size: int, scale: Tensor | None = None, shift: Tensor | None = None
-    ) -> Tensor:
+    def _join_maximum(self, x: Tensor, size: int, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """second[0](concat(max over patch of first[3](x), first[3](x))) with the weight split: nothing is repeated or
         concatenated, and as no non-linearity stands between the two layers, a point goes through their product."""
         local, joint = self.first[3], self.second[0]

@@ -6,19 +6,19 @@ B clouds, L tokens, C channels, H heads.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.errors import UserError
+from models.layers.attention import AttentionKind
+from models.layers.attention.dense import Attention
 
 # "trunc_normal" (0.02) is the published start; it makes the position embedding of 3 coordinates so small that the
 # network sees no positions for many epochs. "torch", each layer's own default, suits short training.
 Init = Literal["trunc_normal", "torch"]
-
-EXPLICIT_BELOW = 2048  # on a CPU explicit softmax beats scaled_dot_product_attention up to about this many tokens
 
 
 class DropPath(nn.Module):
@@ -36,36 +36,6 @@ class DropPath(nn.Module):
         return x * (torch.rand(shape, device=x.device) < keep).to(x.dtype) / keep
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention over all tokens."""
-
-    def __init__(self, dim: int, num_heads: int = 6, qkv_bias: bool = False):
-        super().__init__()
-        if dim % num_heads:
-            raise UserError(f"embed_dim {dim} is not a multiple of num_heads {num_heads}")
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x (B, L, C); `bias`, of a shape that spreads to (B, H, L, L), is added to the scores: -inf hides a key."""
-        batch, length, dim = x.shape
-        qkv = self.qkv(x).reshape(batch, length, 3, self.num_heads, dim // self.num_heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, L, C / H)
-        return self.proj(dense_attention(query, key, value, bias).transpose(1, 2).reshape(batch, length, dim))
-
-
-def dense_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
-    """softmax(q k / sqrt(d) + bias) v in the form that is fastest on the device."""
-    bias = None if bias is None else bias.to(query.dtype)
-    if query.device.type != "cpu" or key.shape[-2] > EXPLICIT_BELOW:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-    weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-    if bias is not None:
-        weights = weights + bias
-    return weights.softmax(dim=-1) @ value
-
-
 class Mlp(nn.Module):
     def __init__(self, dim: int, hidden: int):
         super().__init__()
@@ -77,47 +47,72 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)). `attention` makes the kind that is wanted, by default dense."""
 
     def __init__(
-        self, dim: int, num_heads: int = 6, mlp_ratio: float = 4.0, drop_path: float = 0.0, qkv_bias: bool = False
+        self,
+        dim: int,
+        num_heads: int = 6,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        qkv_bias: bool = False,
+        attention: AttentionKind | None = None,
     ):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = Attention(dim, num_heads, qkv_bias)
+        self.attn = (attention or partial(Attention, qkv_bias=qkv_bias))(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x), bias))
+    def forward(self, x: Tensor, bias: Tensor | None = None, special: int = 0) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x), bias, special))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class Blocks(nn.Module):
     """Blocks with the position embedding added before each; one drop path rate a block."""
 
-    def __init__(self, dim: int, num_heads: int, drop_path_rates: Sequence[float], mlp_ratio: float = 4.0):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        drop_path_rates: Sequence[float],
+        mlp_ratio: float = 4.0,
+        attention: AttentionKind | None = None,
+    ):
         super().__init__()
-        self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_ratio, rate) for rate in drop_path_rates)
+        self.blocks = nn.ModuleList(
+            Block(dim, num_heads, mlp_ratio, rate, attention=attention) for rate in drop_path_rates
+        )
 
-    def forward(self, x: Tensor, position: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x, position (B, L, C), `bias` as for Attention -> (B, L, C)."""
+    def forward(self, x: Tensor, position: Tensor, bias: Tensor | None = None, special: int = 0) -> Tensor:
+        """x, position (B, L, C), `bias` and `special` as for every kind of attention -> (B, L, C)."""
         for block in self.blocks:
-            x = block(x + position, bias)
+            x = block(x + position, bias, special)
         return x
 
 
 class Transformer(Blocks):
     """Blocks, then a LayerNorm on the tokens that are asked for."""
 
-    def __init__(self, dim: int, depth: int, num_heads: int, mlp_ratio: float = 4.0, drop_path_rate: float = 0.0):
-        super().__init__(dim, num_heads, rising_rates(drop_path_rate, depth), mlp_ratio)
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        drop_path_rate: float = 0.0,
+        attention: AttentionKind | None = None,
+    ):
+        super().__init__(dim, num_heads, rising_rates(drop_path_rate, depth), mlp_ratio, attention)
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, position: Tensor, bias: Tensor | None = None, last: int | None = None) -> Tensor:
-        """x, position (B, L, C), `bias` as for Attention -> (B, L, C), or only the `last` tokens."""
-        x = super().forward(x, position, bias)
+    def forward(
+        self, x: Tensor, position: Tensor, bias: Tensor | None = None, special: int = 0, last: int | None = None
+    ) -> Tensor:
+        """x, position (B, L, C) -> (B, L, C), or only the `last` tokens."""
+        x = super().forward(x, position, bias, special)
         return self.norm(x if last is None else x[:, x.shape[1] - last :])
 
 

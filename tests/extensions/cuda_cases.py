@@ -125,5 +125,15 @@ def interpolation() -> None:
         close(f"{n} from {m}, {channels}", "three_interpolate_backward", grad, features, indices, weights)
 
 
-for build in (sampling, placing, neighbours, losses, interpolation):
+def windows() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for n, window, channels in ((1, 1, 1), (9, 9, 40), (10, 9, 8), (50, 5, 33), (12, 4, 3), (70, 33, 64)):
+        rows, keys = torch.randn(2, 2, n, channels, generator=generator)
+        weights = torch.rand(2, n, window, generator=generator)
+        close(f"{window} of {n}, {channels}", "window_scores", rows, keys, window)
+        close(f"{window} of {n}, {channels}", "window_mix", weights, rows)
+        close(f"{window} of {n}, {channels}", "window_spread", weights, rows)
+
+
+for build in (sampling, placing, neighbours, losses, interpolation, windows):
     build()

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.layers import transformer
-from models.layers.transformer import Attention, Block, DropPath, Transformer, dense_attention, position_embedding
+from models.layers.attention import dense
+from models.layers.attention.dense import Attention, dense_attention
+from models.layers.transformer import Block, DropPath, Transformer, position_embedding
 from utils.errors import UserError
 
 
@@ -30,7 +31,7 @@ def test_explicit_attention_equals_the_fused_one(length: int, monkeypatch: pytes
         calls.append(1)
         return fused(*args, **kwargs)
 
-    monkeypatch.setattr(transformer, "EXPLICIT_BELOW", 0)
+    monkeypatch.setattr(dense, "EXPLICIT_BELOW", 0)
     monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
     for one, other in zip(explicit, attention_and_gradients(length)):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)

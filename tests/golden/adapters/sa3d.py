@@ -105,7 +105,9 @@ def gm3d_feature_step(fixture: Fixture) -> None:
     fixture.check(complete, "out/ema/pix_pred")
     check_student(fixture, model, points)
     check_feature_losses(fixture, model, points)
-    for epoch in sorted({int(key.split("/")[0].removeprefix("step_epoch")) for key in fixture.below("in/") if "/" in key}):
+    for epoch in sorted(
+        {int(key.split("/")[0].removeprefix("step_epoch")) for key in fixture.below("in/") if "/" in key}
+    ):
         check_step(fixture, fresh().train(), epoch, args["total_epoch"])
 
 
