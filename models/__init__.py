@@ -19,6 +19,10 @@ MODELS = Registry(
         "PointM2AE": "models.point_m2ae:PointM2AE",
         "PointM2AEClassifier": "models.point_m2ae_finetune:PointM2AEClassifier",
         "PointM2AESegmenter": "models.point_m2ae_finetune:PointM2AESegmenter",
+        "PointTransformerClassifier": "models.point_transformer:PointTransformerClassifier",
+        "PointTransformerSegmenter": "models.point_transformer:PointTransformerSegmenter",
+        "PCTClassifier": "models.pct:PCTClassifier",
+        "PCTSegmenter": "models.pct:PCTSegmenter",
     },
     parts={"mask": MASKS},
 )

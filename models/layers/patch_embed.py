@@ -39,7 +39,7 @@ class PatchEmbed(nn.Module):
         x = self.first[:3](neighborhood.reshape(-1, channels))  # (B*G*K, inner)
         x = self._join_maximum(x, size)  # (B*G*K, outer)
         x = self.second[1:](x)  # (B*G*K, C)
-        return _maximum(x.unflatten(0, (-1, size))).unflatten(0, (batch, num_group))
+        return max_over_points(x.unflatten(0, (-1, size))).unflatten(0, (batch, num_group))
 
     def _join_maximum(self, x: Tensor, size: int) -> Tensor:
         """second[0](concat(max over patch of first[3](x), first[3](x))) with the weight split: nothing is repeated or
@@ -47,12 +47,12 @@ class PatchEmbed(nn.Module):
         local, joint = self.first[3], self.second[0]
         assert isinstance(local, nn.Linear) and isinstance(joint, nn.Linear)
         of_maximum, of_point = joint.weight.split(local.out_features, dim=1)
-        maximum = _maximum(local(x).unflatten(0, (-1, size)))  # (B*G, width)
+        maximum = max_over_points(local(x).unflatten(0, (-1, size)))  # (B*G, width)
         patch = F.linear(maximum, of_maximum, joint.bias + of_point @ local.bias)  # (B*G, outer)
         points = F.linear(x.unflatten(0, (-1, size)), of_point @ local.weight)  # (B*G, K, outer)
         return points.add_(patch[:, None]).flatten(0, 1)
 
 
-def _maximum(x: Tensor) -> Tensor:
+def max_over_points(x: Tensor) -> Tensor:
     """(R, K, C) -> (R, C). Where a gradient is wanted, the index of the maximum is kept for it instead of all of x."""
     return x.max(dim=1).values if x.requires_grad else x.amax(dim=1)
