@@ -23,6 +23,7 @@ MODELS = Registry(
         "PointTransformerSegmenter": "models.point_transformer:PointTransformerSegmenter",
         "PCTClassifier": "models.pct:PCTClassifier",
         "PCTSegmenter": "models.pct:PCTSegmenter",
+        "SortNetClassifier": "models.sortnet:SortNetClassifier",
     },
     parts={"mask": MASKS},
 )

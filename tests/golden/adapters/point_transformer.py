@@ -10,6 +10,7 @@ from extensions import ops
 from models.layers.vector_attention import Level, TransitionDown, TransitionUp, VectorAttention
 from models.pct import PCTClassifier, PCTSegmenter
 from models.point_transformer import PointTransformerClassifier, PointTransformerSegmenter, rename
+from models.sortnet import SortNetClassifier
 from tests.golden.adapters.mae import load
 from tests.golden.fixtures import Fixture
 from tests.golden.recipe import load as load_recipe
@@ -201,6 +202,30 @@ def pct_partseg_full_recipe(fixture: Fixture) -> None:
         fixture.check(model(fixture["in/points"], fixture["in/category"]).mT, "out/logits")
 
 
+def nico_cls_full_recipe(fixture: Fixture) -> None:
+    args = fixture.args
+    points, features = fixture["in/points"].tensor_split([3], dim=-1)
+    model = SortNetClassifier(
+        40,
+        features.shape[-1],
+        args["local_dim"],
+        args["global_dim"],
+        num_sortnets=args["m"],
+        num_kept=args["k"],
+        num_global=args["global_k"],
+        cross_heads=args["n_head"],
+        token_dim=args["reduce_dim"],
+    ).eval()
+    load_recipe(model, recipe(fixture, "nico_point_transformer_cls_modelnet40"), fixture.name)
+    kept: dict[int, Tensor] = {}
+    for number, sortnet in enumerate(model.sortnets):
+        sortnet.register_forward_hook(lambda m, i, out, n=number: kept.update({n: out[1]}))
+    with torch.no_grad():
+        fixture.check(model(points, features), "out/logits")
+    for number, indices in kept.items():
+        fixture.check(indices, f"out/topk{number}")
+
+
 ADAPTERS = {
     "pt_block": pt_block,
     "pt_transition_down": pt_transition_down,
@@ -213,4 +238,5 @@ ADAPTERS = {
     "pt_cls_full_recipe": pt_cls_full_recipe,
     "pct_cls_full_recipe": pct_cls_full_recipe,
     "pct_partseg_full_recipe": pct_partseg_full_recipe,
+    "nico_cls_full_recipe": nico_cls_full_recipe,
 }
