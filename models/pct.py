@@ -104,9 +104,7 @@ class PCTEncoder(nn.Module):
         if first > num_points:
             raise UserError(f"num_groups: {first} centres are more than the {num_points} points there are; use fewer")
         if self.num_neighbors > first:
-            raise UserError(
-                f"num_neighbors: {self.num_neighbors} is more than the {first} points there are to choose from; use fewer"
-            )
+            raise UserError(f"num_neighbors: {self.num_neighbors} is more than the {first} points there are; use fewer")
 
 
 class PCTModel(nn.Module):
@@ -152,9 +150,7 @@ class PCTClassifier(PCTModel):
         tie_qk: bool = True,
     ):
         counts = [512, 256] if num_groups is None else num_groups
-        encoder = PCTEncoder(
-            extra_channels, dim, depth, attention, embedding, counts, num_neighbors, fuse_dim, tie_qk
-        )
+        encoder = PCTEncoder(extra_channels, dim, depth, attention, embedding, counts, num_neighbors, fuse_dim, tie_qk)
         super().__init__(encoder, fuse_dim)
         half, quarter = fuse_dim // 2, fuse_dim // 4
         self.head = nn.Sequential(

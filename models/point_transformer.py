@@ -9,8 +9,8 @@ B clouds, N points, M points of the coarsest level, C channels, S parts or class
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -87,7 +87,7 @@ class PointTransformerModel(nn.Module):
 
 
 class PointTransformerClassifier(PointTransformerModel):
-    """Mean of the coarsest level, then an MLP. `extra_channels`: what a point has besides coordinates; normals are 3."""
+    """Mean of the coarsest level, then an MLP. `extra_channels`: channels besides coordinates; normals are 3."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class PointTransformerSegmenter(PointTransformerModel):
 def mlp(dims: list[int]) -> nn.Sequential:
     """Linear layers with ReLU between them."""
     layers: list[nn.Module] = [nn.Linear(dims[0], dims[1])]
-    for inputs, outputs in zip(dims[1:], dims[2:]):
+    for inputs, outputs in pairwise(dims[1:]):
         layers += [nn.ReLU(), nn.Linear(inputs, outputs)]
     return nn.Sequential(*layers)
 

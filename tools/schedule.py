@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from utils.errors import UserError
 
@@ -39,7 +40,7 @@ class Step:
 class Milestones:
     """Multiply by `gamma` at each of the `shares` of training, numbers from 0 to 1."""
 
-    def __init__(self, shares: list[float], gamma: float = 0.1):
+    def __init__(self, shares: Sequence[float] = (0.6, 0.8), gamma: float = 0.1):
         if not all(0 < share < 1 for share in shares):
             raise UserError(f"shares: {shares}; each is a share of training, between 0 and 1")
         self.shares, self.gamma = shares, gamma

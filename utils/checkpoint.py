@@ -140,7 +140,7 @@ def load_weights(
 
 
 def _as_linear(value: Tensor, like: Tensor) -> Tensor:
-    """A convolution with kernel 1 is a Linear: (out, in, 1) or (out, in, 1, 1) -> (out, in); scalars may come as (1,)."""
+    """A convolution with kernel 1 is a Linear: (out, in, 1, ...) -> (out, in); scalars may come as (1,)."""
     while value.ndim > like.ndim and value.shape[-1] == 1:
         value = value.squeeze(-1)
     return value

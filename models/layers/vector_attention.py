@@ -1,10 +1,11 @@
-"""The layers of Point Transformer: attention among neighbours with a weight for every channel, and changing resolution.
+"""The layers of Point Transformer: attention among neighbours a weight for every channel; changing resolution.
 
-B clouds, N points, M points of the next coarser level, K neighbours, C channels of a point, D channels of the attention.
+B clouds, N points, M points of the next coarser level, K neighbours, C channels of a point, D of the attention.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -38,7 +39,7 @@ def build_levels(points: Tensor, num_levels: int, num_neighbors: int, stride: in
     order = ops.farthest_point_sample(points.detach(), sizes[1])
     coarse = ops.gather_points(points, order)
     levels = []
-    for index, (size, following) in enumerate(zip(sizes, sizes[1:])):
+    for index, (size, following) in enumerate(pairwise(sizes)):
         xyz = coarse[:, :size] if index else points
         neighbors = ops.knn(xyz.detach(), xyz.detach(), min(num_neighbors, size))[1]
         first = torch.arange(following, device=points.device).expand(len(points), -1)
