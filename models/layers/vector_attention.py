@@ -1,4 +1,4 @@
-"""The layers of Point Transformer: attention among neighbours a weight for every channel; changing resolution.
+"""The layers of Point Transformer: attention among neighbours, a weight for every channel; changing resolution.
 
 B clouds, N points, M points of the next coarser level, K neighbours, C channels of a point, D of the attention.
 """
