@@ -47,8 +47,9 @@ def data_root(tmp_path, monkeypatch) -> Path:
         points = rng.normal(size=(32, 64, 3)).astype(np.float32)
         labels = np.arange(32) % 4
         write_packed(root / f"infomr69_{part}.npz", points, labels, list("abcd"))
-        parts = {"seg": np.tile(labels[:, None], (1, 64)), "part_names": list("wxyz"), "part_category": range(4)}
-        write_packed(root / f"lpsb19_seg_{part}.npz", points, labels, list("abcd"), **parts)
+        seg, names = np.tile(labels[:, None], (1, 64)), list("wxyz")
+        path = root / f"lpsb19_seg_{part}.npz"
+        write_packed(path, points, labels, list("abcd"), seg=seg, part_names=names, part_category=range(4))
     monkeypatch.setenv("POINT_DATA_ROOT", str(root))
     return root
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +66,9 @@ def plain_up(layer: TransitionUp, coarse: Tensor, coarse_xyz: Tensor, fine: Tens
 
 
 def plain_point_transformer(model: PointTransformerSegmenter, points: Tensor, category: Tensor) -> Tensor:
-    encoder, k = model.encoder, model.encoder.num_neighbors
+    encoder: Any = model.encoder
+    layers: Any = model
+    k = encoder.num_neighbors
     told = F.one_hot(category, model.num_categories).float()[:, None].expand(-1, points.shape[1], -1)
     xyz, number = [points], points.shape[1]
     outputs = [plain_attention(encoder.first, encoder.embed(torch.cat([points, told], dim=-1)), points, k)]
@@ -75,7 +78,7 @@ def plain_point_transformer(model: PointTransformerSegmenter, points: Tensor, ca
         xyz.append(center)
         outputs.append(plain_attention(block, x, center, k))
     x = plain_attention(model.bottleneck, model.bottleneck_mlp(outputs[-1]), xyz[-1], k)
-    for up, block, level in zip(model.ups, model.blocks, range(len(xyz) - 2, -1, -1)):
+    for up, block, level in zip(layers.ups, layers.blocks, range(len(xyz) - 2, -1, -1)):
         x = plain_up(up, x, xyz[level + 1], outputs[level], xyz[level])
         x = plain_attention(block, x, xyz[level], k)
     return model.head(x)
@@ -90,7 +93,7 @@ def plain_groups(layer: NeighborEmbedding, xyz: Tensor, x: Tensor, number: int, 
 
 
 def plain_pct(model: PCTClassifier, points: Tensor, category: Tensor) -> Tensor:
-    encoder = model.encoder
+    encoder: Any = model.encoder
     assert encoder.num_groups is not None
     xyz, x = points, on_rows(encoder.embed, points)
     for layer, number in zip(encoder.groups, encoder.num_groups):
@@ -122,7 +125,7 @@ def compare(name: str, model: nn.Module, peer: Callable, clouds: int, points: in
     segments = isinstance(model, PointTransformerSegmenter)
     truth = torch.randint(PARTS, (clouds, points), generator=generator) if segments else category
     model.eval()  # no dropout, and statistics stay: both do the same
-    contenders = {
+    contenders: dict[str, Callable[[], Any]] = {
         "published": lambda: step(model, lambda: peer(model, batch, category), truth),
         "ours": lambda: step(model, lambda: model(batch, category) if segments else model(batch), truth),
     }
