@@ -27,6 +27,7 @@ class Room:
 
     points: ndarray  # (n, 3)
     seg: ndarray  # (n,)
+    features: ndarray | None = None  # (n, F): further channels of each point
 
 
 class Gathered:
@@ -91,10 +92,18 @@ class RoomBlocks(PointClouds):
             name=name,
             split=split,
             seg=Gathered(self.truth, self.source),
+            features=self._features(rooms),
             part_names=seg_names,
             part_category=[0] * len(seg_names),
             groups=np.array(of_room, dtype=np.int64),  # blocks of a room overlap: they stay on one side of a split
         )
+
+    def _features(self, rooms: Sequence[Room]) -> Gathered | None:
+        """Those of the points, where every room has them."""
+        found = [room.features for room in rooms if room.features is not None]
+        if len(found) < len(rooms):
+            return None
+        return Gathered(np.concatenate(found).astype(np.float32), self.source)
 
     def fetch(self, positions, *args) -> dict[str, Tensor]:
         batch = super().fetch(positions, *args)
@@ -110,7 +119,8 @@ def each_room(data: PointClouds) -> Iterator[tuple[PointClouds, int, ndarray]] |
     """For every room: its blocks, the number of its first point in `source`, and the labels of its points.
 
     None for data that are no rooms. A data set that keeps rooms whole has `rooms`, their numbers, and
-    `room(number)` -> x y z (n, 3), ..., labels (n,); it is cut into half overlapping blocks of the size of its crops.
+    `room(number)` -> x y z (n, 3), ..., labels (n,), and, where its clouds have features, `room_features(x y z, ...)`;
+    it is cut into half overlapping blocks of the size of its crops.
     """
     if isinstance(data, RoomBlocks):
         return _own_rooms(data)
@@ -128,8 +138,9 @@ def _own_rooms(data: RoomBlocks) -> Iterator[tuple[PointClouds, int, ndarray]]:
 def _cut_rooms(data) -> Iterator[tuple[PointClouds, int, ndarray]]:
     sizes = {"num_points": data.num_points, "block_size": data.block, "stride": data.block / 2}
     for number in data.rooms:
-        points, *_, seg = data.room(number)
-        room = RoomBlocks([Room(points, seg)], data.part_names, name=data.name, split=data.split, **sizes)
+        points, *others, seg = data.room(number)
+        features = data.room_features(points, *others) if hasattr(data, "room_features") else None
+        room = RoomBlocks([Room(points, seg, features)], data.part_names, name=data.name, split=data.split, **sizes)
         yield room, 0, room.truth
 
 

@@ -137,8 +137,12 @@ def _listing(name: str, ids: list[str], rooms: Sequence[str], read, files: list[
 def crop(xyz: np.ndarray, colors: np.ndarray, chosen: np.ndarray, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Points (P, 3) around the centre, z kept; features (P, 6): colours, place in the room as a share of its size."""
     points = xyz[chosen]
-    features = np.concatenate([colors[chosen] / 255.0, points / xyz.max(axis=0)], axis=1)
-    return points - centre * (1, 1, 0), features
+    return points - centre * (1, 1, 0), describe(points, colors[chosen], xyz.max(axis=0))
+
+
+def describe(points: np.ndarray, colors: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Colours and the place in a room of this size, from 0 to 1 (P, 6)."""
+    return np.concatenate([colors / 255.0, points / size], axis=1)
 
 
 class RoomCrops(PointClouds):
@@ -172,6 +176,10 @@ class RoomCrops(PointClouds):
         """x y z (T, 3), colours (T, 3) of 0 to 255, classes (T,) of a whole room; `rooms` lists those of this split."""
         begin, end = self.offsets[row : row + 2]
         return tuple(np.asarray(self.arrays[key][begin:end]) for key in ("points", "colors", "seg"))  # type: ignore[return-value]
+
+    def room_features(self, points: np.ndarray, colors: np.ndarray) -> np.ndarray:
+        """What the points of a whole room have besides coordinates (T, 6)."""
+        return describe(points, colors, points.max(axis=0)).astype(np.float32)
 
     def fetch(self, positions: Sequence[int] | np.ndarray, draws: np.ndarray | None = None) -> dict[str, Tensor]:
         positions = np.asarray(positions, dtype=np.int64)

@@ -25,6 +25,11 @@ MODELS = Registry(
         "SimNeighbourhoodClassifier": "models.sim3d:SimNeighbourhoodClassifier",
         "SimPointClassifier": "models.sim3d:SimPointClassifier",
         "SimSegmenter": "models.sim3d:SimSegmenter",
+        "PointTransformerClassifier": "models.point_transformer:PointTransformerClassifier",
+        "PointTransformerSegmenter": "models.point_transformer:PointTransformerSegmenter",
+        "PCTClassifier": "models.pct:PCTClassifier",
+        "PCTSegmenter": "models.pct:PCTSegmenter",
+        "SortNetClassifier": "models.sortnet:SortNetClassifier",
     },
     parts={"mask": MASKS, "attention": ATTENTION, "decoder_attention": ATTENTION},
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from datasets.packed import write_packed
@@ -19,10 +20,15 @@ from utils.config import load_config, to_plain
 
 ROOT = Path(__file__).parents[1]
 RUNS = [path for folder in ("pretrain", "finetune") for path in sorted((ROOT / "cfgs" / folder).glob("*.yaml"))]
+SEGMENT = sorted((ROOT / "cfgs" / "segment").glob("*.yaml"))
 DATA = sorted((ROOT / "cfgs" / "_base_" / "data").glob("*.yaml"))
 PARAMETERS = {"point_mae": 29_006_432, "modelnet40": 22_099_752, "modelnet40_8k": 22_099_752}  # as published
 PARAMETERS |= dict.fromkeys(("scan_hardest", "scan_objbg", "scan_objonly"), 22_093_327)
+PARAMETERS |= {"point_transformer_modelnet40": 9_584_136, "pct_modelnet40_normals": 2_876_328}
+PARAMETERS |= {"sortnet_modelnet40": 21_031_120}
 CLASSES = {"modelnet40": 40, "modelnet40_8k": 40, "scan_hardest": 15, "scan_objbg": 15, "scan_objonly": 15}
+CLASSES |= dict.fromkeys(("point_transformer_modelnet40", "pct_modelnet40_normals", "sortnet_modelnet40"), 40)
+SIZED = ("shapenet55", "shapenetpart", "s3dis")
 RUN = ["data.batch_size=8", "runner.epochs=1", "device=cpu"]
 
 
@@ -39,7 +45,11 @@ def data_root(tmp_path, monkeypatch) -> Path:
     rng = np.random.default_rng(0)
     for part in ("train", "test"):
         points = rng.normal(size=(32, 64, 3)).astype(np.float32)
-        write_packed(root / f"infomr69_{part}.npz", points, np.arange(32) % 4, list("abcd"))
+        labels = np.arange(32) % 4
+        write_packed(root / f"infomr69_{part}.npz", points, labels, list("abcd"))
+        seg, names = np.tile(labels[:, None], (1, 64)), list("wxyz")
+        path = root / f"lpsb19_seg_{part}.npz"
+        write_packed(path, points, labels, list("abcd"), seg=seg, part_names=names, part_category=range(4))
     monkeypatch.setenv("POINT_DATA_ROOT", str(root))
     return root
 
@@ -68,6 +78,18 @@ def small_model(model: dict, where: str) -> list[str]:
     return words
 
 
+@pytest.mark.parametrize("path", SEGMENT, ids=lambda path: path.stem)
+def test_it_is_a_configuration_of_a_segmenter(path):
+    config = load(path)
+    check_config(config)
+    with torch.device("meta"):
+        model = MODELS.build(config["model"], "model", num_parts=5)
+    if path.stem == "point_transformer_shapenetpart":
+        told = MODELS.build({**config["model"], "num_categories": 16}, "model", num_parts=50)
+        assert sum(p.numel() for p in told.parameters()) == 19_397_362
+    assert model.num_parts == 5
+
+
 def smaller(config: dict) -> list[str]:
     """Overrides that fit data of 64 points a cloud."""
     words = [*RUN, *small_model(config["model"], "model")]
@@ -80,9 +102,10 @@ def smaller(config: dict) -> list[str]:
             else []
         )
     words += ["data.val_fraction=0.5"] if config["data"].get("val_fraction") != 0 else []
+    kept = 32 if "num_points" in config["data"]["train"] else 48
     for key in ("augment", "eval_transform"):
         for place, step in enumerate(config["data"].get(key, [])):
-            words += [f"data.{key}.{place}.num_points=48"] if "num_points" in step else []
+            words += [f"data.{key}.{place}.num_points={kept}"] if "num_points" in step else []
     return words + (["data.label_fraction=1"] if "label_fraction" in config["data"] else [])
 
 
@@ -108,7 +131,7 @@ def test_every_data_set_has_a_file_that_reads(path, data_root):
     for split in ("train", "val", "test"):
         if split in config:
             options = config[split] | (
-                {"num_points": 32} if path.stem in ("shapenet55", "shapenetpart", "s3dis") else {}
+                {"num_points": 32} if "num_points" in config[split] or path.stem in SIZED else {}
             )
             assert len(DATASETS.build(options, split).fetch([0, 1])["points"]) == 2
 

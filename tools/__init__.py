@@ -22,6 +22,7 @@ SCHEDULERS = Registry(
     {
         "cosine": "tools.schedule:Cosine",
         "step": "tools.schedule:Step",
+        "milestones": "tools.schedule:Milestones",
         "decay": "tools.schedule:Decay",
         "constant": "tools.schedule:Constant",
     },

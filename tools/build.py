@@ -49,6 +49,8 @@ def check_config(config: Mapping[str, Any]) -> None:
     for section, target in (("runner", Runner), ("compat", compat)):
         check_type(config.get(section, {}), dict, section)
         check_arguments(target, config.get(section, {}), section, f"section '{section}'")
+    if config.get("runner", {}).get("bn_momentum") is not None:
+        SCHEDULERS.check(config["runner"]["bn_momentum"], "runner.bn_momentum")
     data = {**config["data"]}
     check_arguments(DataSplits, data, "data", "section 'data'")
     check_required(DataSplits, data, "data", "section 'data'")

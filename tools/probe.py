@@ -13,7 +13,7 @@ from torch import nn
 
 from datasets.loader import Loader
 from tools.splits import DataSplits
-from tools.tasks.base import Autocast, evaluating, prepared
+from tools.tasks.base import Autocast, evaluating, extra_inputs, prepared
 from utils import dist
 from utils.errors import UserError
 
@@ -47,7 +47,7 @@ def extract_features(model: nn.Module, loader: Loader, data: DataSplits, autocas
     model.eval()
     with evaluating(autocast):
         for batch in prepared(loader, data):
-            vectors = encode(batch["points"]).float().cpu().numpy()
+            vectors = encode(batch["points"], **extra_inputs(model, batch)).float().cpu().numpy()
             rows.append((batch["index"].cpu().numpy(), vectors, batch["label"].cpu().numpy()))
     everyone = [row for part in dist.gather_objects(rows) for row in part]
     index, x, y = (np.concatenate(column) for column in zip(*everyone))

@@ -12,10 +12,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from datasets.transforms import apply_all
+from tools import SCHEDULERS
 from tools.experiment import Experiment
 from tools.monitor import Monitor
 from tools.schedule import progress
@@ -46,6 +48,7 @@ class Runner:
 
     select: which weights count at the end. "val": best on validation data; "last": the last epoch;
     "test": best on the test set, as much of the field does it (optimistic; every table says so).
+    bn_momentum: a scheduler that every BatchNorm's momentum follows, epoch by epoch; none: it stays as it is.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Runner:
         compile: bool = False,
         ema_decay: float = 0.0,
         sync_bn: bool = False,
+        bn_momentum: dict | None = None,
         val_every: int = 1,
         save_every: int = 1,
         select: Literal["val", "last", "test"] = "val",
@@ -72,6 +76,7 @@ class Runner:
         self.compile, self.ema_decay, self.sync_bn = compile, ema_decay, sync_bn
         self.val_every, self.save_every, self.select = val_every, save_every, select
         self.max_nonfinite = max_nonfinite
+        self.bn_schedule = SCHEDULERS.build(bn_momentum, "runner.bn_momentum") if bn_momentum else None
         self.log = get_logger()
 
     def prepare(
@@ -92,6 +97,7 @@ class Runner:
         self.experiment, self.config, self.point_mae_schedule = experiment, config, point_mae_schedule
         self.device = next(model.parameters()).device
         self.base_lr = optimizer.param_groups[0]["lr"]
+        self.norms = [(norm, norm.momentum) for norm in model.modules() if isinstance(norm, _BatchNorm)]
         averaging = get_ema_multi_avg_fn(self.ema_decay)
         self.ema = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True) if self.ema_decay else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
@@ -124,6 +130,7 @@ class Runner:
     def _train_epoch(self, wrapped: nn.Module, monitor: Monitor) -> None:
         started, first_step = time.monotonic(), self.step
         monitor.start_epoch(self.epoch, self.step)
+        self._set_bn_momentum()
         wrapped.train()
         batches = self.data.train.epoch(self.epoch, skip=self.step * self.accumulate)
         while self.step < self.steps:
@@ -220,6 +227,11 @@ class Runner:
         rate = self.schedule(self.base_lr, where, self.epochs)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
+
+    def _set_bn_momentum(self) -> None:
+        if self.bn_schedule is not None:
+            for norm, own in self.norms:
+                norm.momentum = None if own is None else self.bn_schedule(own, self.epoch, self.epochs)
 
     def _describe(self, norm: Tensor) -> dict[str, str]:
         figures = {key: f"{value:.4g}" for key, value in self.means.compute().items() if "/" not in key}

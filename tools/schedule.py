@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+
+from utils.errors import UserError
 
 
 class Cosine:
@@ -25,13 +28,25 @@ class Cosine:
 
 
 class Step:
-    """Multiply by `gamma` every `step_epochs`."""
+    """Multiply by `gamma` every `step_epochs`, down to a share of the base rate: max(gamma ^ steps, lowest)."""
 
-    def __init__(self, step_epochs: int = 30, gamma: float = 0.1):
-        self.step_epochs, self.gamma = step_epochs, gamma
+    def __init__(self, step_epochs: int = 30, gamma: float = 0.1, lowest: float = 0.0):
+        self.step_epochs, self.gamma, self.lowest = step_epochs, gamma, lowest
 
     def __call__(self, base_lr: float, epoch: float, epochs: int) -> float:
-        return base_lr * self.gamma ** (int(epoch) // self.step_epochs)
+        return base_lr * max(self.gamma ** (int(epoch) // self.step_epochs), self.lowest)
+
+
+class Milestones:
+    """Multiply by `gamma` at each of the `shares` of training, numbers from 0 to 1."""
+
+    def __init__(self, shares: Sequence[float] = (0.6, 0.8), gamma: float = 0.1):
+        if not all(0 < share < 1 for share in shares):
+            raise UserError(f"shares: {shares}; each is a share of training, between 0 and 1")
+        self.shares, self.gamma = shares, gamma
+
+    def __call__(self, base_lr: float, epoch: float, epochs: int) -> float:
+        return base_lr * self.gamma ** sum(epoch >= share * epochs for share in self.shares)
 
 
 class Decay:

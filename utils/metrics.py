@@ -8,6 +8,11 @@ from torch import Tensor
 from utils import dist
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """float64 where there is one; Apple's devices have none."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 class Mean:
     """Running means of named scalars, kept on their device; one synchronisation when they are read."""
 
@@ -17,8 +22,7 @@ class Mean:
 
     def add(self, values: dict[str, Tensor]) -> None:
         for key, value in values.items():
-            value = value.detach()
-            value = value.float() if value.device.type == "mps" else value.double()  # Apple's has no float64
+            value = value.detach().to(widest(value.device))
             self.sums[key] = self.sums[key] + value if key in self.sums else value
         self.count += 1
 
@@ -56,17 +60,24 @@ class Confusion:
         """Percent classified correctly."""
         return 100.0 * float(self.matrix.diag().sum()) / max(int(self.matrix.sum()), 1)
 
+    @property
+    def _counts(self) -> Tensor:
+        """On the CPU in float64, which not every device has."""
+        return self.matrix.cpu().double()
+
     def class_accuracy(self) -> Tensor:
         """Percent per class; NaN for a class that does not occur."""
-        return 100.0 * self.matrix.diag() / self.matrix.sum(1)
+        counts = self._counts
+        return 100.0 * counts.diag() / counts.sum(1)
 
     def mean_class_accuracy(self) -> float:
         return float(torch.nanmean(self.class_accuracy()))
 
     def class_iou(self) -> Tensor:
         """Intersection over union per class in percent; NaN for a class that neither occurs nor is predicted."""
-        both = self.matrix.diag()
-        return 100.0 * both / (self.matrix.sum(0) + self.matrix.sum(1) - both)
+        counts = self._counts
+        both = counts.diag()
+        return 100.0 * both / (counts.sum(0) + counts.sum(1) - both)
 
     def mean_iou(self) -> float:
         return float(torch.nanmean(self.class_iou()))
@@ -81,7 +92,7 @@ class PartScores:
 
     def __init__(self, allowed: Tensor):
         self.allowed = allowed
-        wide = torch.float32 if allowed.device.type == "mps" else torch.float64  # Apple's has no float64
+        wide = widest(allowed.device)
         self.sums = torch.zeros(len(allowed), dtype=wide, device=allowed.device)  # of the clouds' IoU, a category
         self.clouds = torch.zeros(len(allowed), dtype=torch.long, device=allowed.device)
         self.points = Confusion(allowed.shape[1], allowed.device)
@@ -93,7 +104,7 @@ class PartScores:
     def add(self, prediction: Tensor, truth: Tensor, category: Tensor) -> None:
         """(B, N), (B, N), (B,)."""
         own = self.allowed[category]  # (B, parts)
-        iou = part_iou(prediction, truth, own.shape[1]).to(self.sums.dtype)
+        iou = part_iou(prediction, truth, own.shape[1])
         labelled = (truth >= 0).any(dim=1)  # a cloud without any label cannot be judged
         mean = (iou * own).sum(dim=1) / own.sum(dim=1)
         self.sums.index_add_(0, category[labelled], mean[labelled])
@@ -128,4 +139,5 @@ def part_iou(prediction: Tensor, truth: Tensor, num_parts: int) -> Tensor:
 
     both = count(prediction, labelled & (prediction == truth))
     union = count(prediction, labelled) + count(truth.clamp(min=0), labelled) - both
-    return torch.where(union > 0, both / union.clamp(min=1), 1.0)
+    share = both.to(widest(both.device)) / union.clamp(min=1)
+    return share.where(union > 0, 1.0)

@@ -39,7 +39,7 @@ class PatchEmbed(nn.Module):
         batch, num_group, size, channels = neighborhood.shape
         points = neighborhood.reshape(-1, channels)  # (B*G*K, in_channels)
         x = self._looking(points, size) if self._only_looks() else self._learning(points, size)  # (B*G*K, C)
-        return _maximum(x.unflatten(0, (-1, size))).unflatten(0, (batch, num_group))
+        return max_over_points(x.unflatten(0, (-1, size))).unflatten(0, (batch, num_group))
 
     def _learning(self, points: Tensor, size: int) -> Tensor:
         x = self.first[:3](points)  # (B*G*K, inner)
@@ -66,7 +66,7 @@ class PatchEmbed(nn.Module):
         if scale is not None:
             weight, bias = weight * scale[:, None], bias * scale + shift
         of_maximum, of_point = weight.split(local.out_features, dim=1)
-        maximum = _maximum(local(x).unflatten(0, (-1, size)))  # (B*G, width)
+        maximum = max_over_points(local(x).unflatten(0, (-1, size)))  # (B*G, width)
         patch = F.linear(maximum, of_maximum, bias + of_point @ local.bias)  # (B*G, outer)
         points = F.linear(x.unflatten(0, (-1, size)), of_point @ local.weight)  # (B*G, K, outer)
         return points.add_(patch[:, None]).flatten(0, 1)
@@ -80,6 +80,6 @@ def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     return scale, norm.bias - norm.running_mean * scale
 
 
-def _maximum(x: Tensor) -> Tensor:
+def max_over_points(x: Tensor) -> Tensor:
     """(R, K, C) -> (R, C). Where a gradient is wanted, the index of the maximum is kept for it instead of all of x."""
     return x.max(dim=1).values if x.requires_grad else x.amax(dim=1)

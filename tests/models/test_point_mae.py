@@ -21,6 +21,9 @@ TINY_SCALES = {
     "num_heads": 2,
     "patch_width": 16,
 }
+TINY_LEVELS = {"embed_dim": 8, "num_levels": 2, "attention_dim": 16, "num_neighbors": 4}
+TINY_POINTS = {"dim": 16, "depth": 2, "num_neighbors": 4, "fuse_dim": 32}
+TINY_SORTNET = {"local_dim": 16, "global_dim": 24, "num_sortnets": 2, "num_heads": 2, "cross_heads": 2}
 SMALL: dict[str, dict] = {
     "PointMAE": {**TINY, "decoder_depth": 1, "decoder_num_heads": 2},
     "PointMAEClassifier": {**TINY, "head_dim": 16},
@@ -31,6 +34,11 @@ SMALL: dict[str, dict] = {
     "SimNeighbourhoodClassifier": {"depth": 2, "num_group": 8, "group_size": 4},
     "SimPointClassifier": {"depth": 2},
     "SimSegmenter": {"depth": 2},
+    "PointTransformerClassifier": {**TINY_LEVELS, "head_dims": [16]},
+    "PointTransformerSegmenter": {**TINY_LEVELS, "bottleneck_dim": 16, "head_dims": [16]},
+    "PCTClassifier": {**TINY_POINTS, "num_groups": [16, 8]},
+    "PCTSegmenter": {**TINY_POINTS, "embedding": "neighbor", "head_dims": [16, 16], "label_dim": 8},
+    "SortNetClassifier": {**TINY_SORTNET, "num_kept": 8, "num_global": 8, "token_dim": 8},
 }
 SMALL["SA3D"] = {
     "backbone": {"name": "PointMAE", **SMALL["PointMAE"]},

@@ -137,6 +137,15 @@ def test_an_empty_mean_is_no_figure(tmp_path):
     assert "train/loss" not in metrics_of(runner.experiment.folder)[0] and runner.skipped == 4
 
 
+def test_momentum_of_batch_norm_follows_its_schedule(tmp_path):
+    halving = {"name": "step", "step_epochs": 1, "gamma": 0.5, "lowest": 0.2}
+    for epochs, momentum in ((1, 0.1), (2, 0.05), (4, 0.02)):
+        runner = fitted(tmp_path / str(epochs), Regress(), norm=True, epochs=epochs, bn_momentum=halving)
+        assert [norm.momentum for norm, _ in runner.norms] == pytest.approx([momentum])
+    with pytest.raises(UserError, match=r"runner\.bn_momentum\.name: unknown scheduler 'stop'"):
+        Runner(bn_momentum={"name": "stop"})
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_low_precision(precision, tmp_path):
     config = write_config(tmp_path, changed(pretrain_config(tmp_path), {"runner.precision": precision}))

@@ -6,7 +6,8 @@ from itertools import pairwise
 import pytest
 
 from tools import SCHEDULERS
-from tools.schedule import Constant, Cosine, Decay, Step, progress
+from tools.schedule import Constant, Cosine, Decay, Milestones, Step, progress
+from utils.errors import UserError
 
 BASE, EPOCHS = 1e-3, 100
 
@@ -57,6 +58,19 @@ def test_step() -> None:
     step = Step(step_epochs=30, gamma=0.1)
     assert [step(BASE, epoch, EPOCHS) for epoch in (0, 29.9)] == [BASE, BASE]
     assert step(BASE, 30, EPOCHS) == pytest.approx(1e-4) and step(BASE, 65, EPOCHS) == pytest.approx(1e-5)
+
+
+def test_step_has_a_floor() -> None:
+    step = Step(step_epochs=20, gamma=0.5, lowest=0.01)
+    assert step(1e-3, 45, 200) == pytest.approx(2.5e-4) and step(1e-3, 199, 200) == pytest.approx(1e-5)
+
+
+def test_milestones() -> None:
+    milestones = Milestones([0.6, 0.8])
+    rates = [milestones(BASE, epoch, 100) for epoch in (0, 59.9, 60, 79, 80, 99)]
+    assert rates == pytest.approx([BASE, BASE, BASE / 10, BASE / 10, BASE / 100, BASE / 100])
+    with pytest.raises(UserError, match="share of training"):
+        Milestones([120])
 
 
 def test_decay() -> None:

@@ -46,7 +46,8 @@ def test_confusion():
 def test_part_iou_counts_each_cloud_alone():
     prediction = torch.tensor([[0, 0, 1, 1], [2, 2, 2, 2]])
     truth = torch.tensor([[0, 1, 1, 1], [2, 2, -1, -1]])
-    expected = torch.tensor([[1 / 2, 2 / 3, 1.0], [1.0, 1.0, 1.0]])  # a part neither there nor predicted: 1
+    # a part neither there nor predicted: 1
+    expected = torch.tensor([[1 / 2, 2 / 3, 1.0], [1.0, 1.0, 1.0]], dtype=torch.float64)
     torch.testing.assert_close(part_iou(prediction, truth, 3), expected)
 
 

@@ -62,6 +62,18 @@ class Task:
         return {}
 
 
+def extra_inputs(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a point has besides coordinates, as the keyword `features`, for networks with `extra_channels`.
+
+    Normals first, then the features of the data set, whichever the data have.
+    """
+    plain = getattr(model, "module", model)  # may be wrapped for several processes
+    if not getattr(plain, "extra_channels", 0):
+        return {}
+    found = [batch[key] for key in ("normals", "features") if key in batch]
+    return {"features": torch.cat(found, dim=-1)} if found else {}
+
+
 def prepared(loader: Loader, data: DataSplits) -> Iterator[dict[str, Tensor]]:
     """Batches for evaluation, the same at every call."""
     rng = BatchRandom(0, loader.device)

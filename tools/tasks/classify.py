@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from datasets.loader import Loader
 from datasets.transforms import apply_all
 from tools.splits import DataSplits
-from tools.tasks.base import Autocast, Task, evaluating, prepared
+from tools.tasks.base import Autocast, Task, evaluating, extra_inputs, prepared
 from utils.metrics import Confusion
 from utils.random import BatchRandom
 
@@ -27,7 +27,7 @@ class Classify(Task):
         self.label_smoothing, self.vote_times, self.vote_repeats = label_smoothing, vote_times, vote_repeats
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor], rng: BatchRandom) -> dict[str, Tensor]:
-        logits = model(batch["points"]).float()
+        logits = model(batch["points"], **extra_inputs(model, batch)).float()
         loss = F.cross_entropy(logits, batch["label"], label_smoothing=self.label_smoothing)
         return {"loss": loss, "acc": 100 * (logits.detach().argmax(-1) == batch["label"]).float().mean()}
 
@@ -50,7 +50,8 @@ class Classify(Task):
         confusion = Confusion(data.num_classes, loader.device)
         with evaluating(autocast):
             for batch in prepared(loader, data):
-                confusion.add(model(batch["points"]).argmax(dim=-1), batch["label"])
+                logits = model(batch["points"], **extra_inputs(model, batch))
+                confusion.add(logits.argmax(dim=-1), batch["label"])
         return confusion.reduce()
 
     def _vote_rows(self, model: nn.Module, data: DataSplits, autocast: Autocast) -> list[dict]:
@@ -65,7 +66,8 @@ class Classify(Task):
         rng, confusion = BatchRandom(seed, loader.device), Confusion(data.num_classes, loader.device)
         with evaluating(autocast):
             for batch in loader.epoch():
-                draws = (apply_all(data.augment, batch, rng)["points"] for _ in range(self.vote_times))
-                logits = torch.stack([model(points).float() for points in draws]).mean(dim=0)
+                draws = (apply_all(data.augment, batch, rng) for _ in range(self.vote_times))
+                votes = [model(draw["points"], **extra_inputs(model, draw)).float() for draw in draws]
+                logits = torch.stack(votes).mean(dim=0)
                 confusion.add(logits.argmax(dim=-1), batch["label"])
         return confusion.reduce().accuracy()

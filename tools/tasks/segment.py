@@ -17,7 +17,7 @@ from datasets.rooms import each_room
 from datasets.transforms import apply_all
 from tools.draw import draw_clouds
 from tools.splits import DataSplits
-from tools.tasks.base import Autocast, Task, evaluating, prepared
+from tools.tasks.base import Autocast, Task, evaluating, extra_inputs, prepared
 from utils import dist
 from utils.errors import UserError
 from utils.metrics import Confusion, PartScores
@@ -37,7 +37,7 @@ class Segmentation(Task):
     def losses(self, model: nn.Module, batch: dict[str, Tensor], rng: BatchRandom) -> dict[str, Tensor]:
         if "seg" not in batch:
             raise UserError("data: segmentation needs a label for every point, and these data have none ('seg')")
-        logits = model(batch["points"], batch["label"]).float().flatten(0, 1)  # (B * N, S)
+        logits = scores_of(model, batch).float().flatten(0, 1)  # (B * N, S)
         truth = batch["seg"].flatten()
         total = F.cross_entropy(
             logits, truth.clamp(min=-1), ignore_index=-1, label_smoothing=self.label_smoothing, reduction="sum"
@@ -58,7 +58,7 @@ class Segmentation(Task):
         batch = {key: value.to(loader.device) for key, value in loader.dataset.fetch(chosen).items()}
         with evaluating(autocast):
             batch = apply_all(data.eval_transform, batch, BatchRandom(0, loader.device, rank=0, world=1))
-            prediction = self.predict(model(batch["points"], batch["label"]).float(), batch["label"], data)
+            prediction = self.predict(scores_of(model, batch).float(), batch["label"], data)
         clouds, colors = [], []
         for points, truth, found in zip(batch["points"].cpu().numpy(), batch["seg"].cpu(), prediction.cpu()):
             clouds += [points] * 3
@@ -114,11 +114,11 @@ class PartSegmentation(Segmentation):
         self, model: nn.Module, batch: dict[str, Tensor], data: DataSplits, rng: BatchRandom, votes: int
     ) -> Tensor:
         """Sum of the probabilities (B, N, S), each at the point it belongs to, whatever the augmentation reorders."""
-        summed = model(batch["points"], batch["label"]).float().softmax(dim=-1)
+        summed = scores_of(model, batch).float().softmax(dim=-1)
         own = torch.arange(summed.shape[1], device=summed.device).expand(len(summed), -1)
         for _ in range(votes - 1):
             draw = apply_all(data.augment, {**batch, "source": own}, rng)
-            again = model(draw["points"], draw["label"]).float().softmax(dim=-1)
+            again = scores_of(model, draw).float().softmax(dim=-1)
             summed = summed.scatter_add(1, draw["source"][..., None].expand_as(again), again)
         return summed
 
@@ -148,7 +148,7 @@ class SemanticSegmentation(Segmentation):
         confusion = Confusion(data.num_parts, loader.device)
         with evaluating(autocast):
             for batch in prepared(loader, data):
-                confusion.add(model(batch["points"], batch["label"]).argmax(dim=-1).flatten(), batch["seg"].flatten())
+                confusion.add(scores_of(model, batch).argmax(dim=-1).flatten(), batch["seg"].flatten())
         return confusion.reduce()
 
     def _whole_rooms(self, model: nn.Module, test: Loader, data: DataSplits, autocast: Autocast) -> Confusion | None:
@@ -173,9 +173,14 @@ class SemanticSegmentation(Segmentation):
         votes = torch.zeros(size, data.num_parts, device=loader.device)
         with evaluating(autocast):
             for batch in prepared(loader, data):
-                scores = model(batch["points"], batch["label"]).float().softmax(dim=-1)
+                scores = scores_of(model, batch).float().softmax(dim=-1)
                 votes.index_add_(0, (batch["source"] - first).flatten(), scores.flatten(0, 1))
         return dist.all_sum(votes)
+
+
+def scores_of(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Logits of every point (B, N, S)."""
+    return model(batch["points"], batch["label"], **extra_inputs(model, batch))
 
 
 def figures(confusion: Confusion) -> dict[str, float]:

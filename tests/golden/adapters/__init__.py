@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-from tests.golden.adapters import m2ae, mae, mae_data, sa3d, segmentation, sim
+from tests.golden.adapters import haq_data, m2ae, mae, mae_data, point_transformer, sa3d, segmentation, sim
 from tests.golden.fixtures import Fixture
 
 ADAPTERS: dict[str, dict[str, Callable[[Fixture], None]]] = {
     "m2ae": {**m2ae.ADAPTERS, **sa3d.ADAPTERS},
     "mae": {**mae.ADAPTERS, **mae_data.ADAPTERS, **sa3d.ADAPTERS, **segmentation.MAE},
-    "haq": {**segmentation.HAQ},
+    "haq": {**segmentation.HAQ, **point_transformer.ADAPTERS, **haq_data.ADAPTERS},
     "sampling": {**sim.ADAPTERS},
 }
 ELSEWHERE = ("ops",)  # folders that a test file of their own covers

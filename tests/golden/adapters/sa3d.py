@@ -14,7 +14,6 @@ from models.masking import GuidedMask, guided_mask
 from models.point_mae import PointMAE
 from models.sa3d import SA3D
 from models.sa3d.losses import feature_error, ranking_loss, regression_loss
-from tests.golden.adapters.mae import load
 from tests.golden.fixtures import Fixture
 from utils.checkpoint import load_weights
 
