@@ -140,5 +140,7 @@ def load_weights(
 
 
 def _as_linear(value: Tensor, like: Tensor) -> Tensor:
-    """A convolution with kernel 1 is a Linear: (out, in, 1) -> (out, in); scalars may come as (1,)."""
-    return value.squeeze(-1) if value.ndim == like.ndim + 1 and value.shape[-1] == 1 else value
+    """A convolution with kernel 1 is a Linear: (out, in, 1), (out, in, 1, 1) -> (out, in); scalars may be (1,)."""
+    while value.ndim > like.ndim and value.shape[-1] == 1:
+        value = value.squeeze(-1)
+    return value

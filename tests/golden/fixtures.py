@@ -87,7 +87,8 @@ class Fixture:
             return 0, 0
         largest = expected.abs().max().item()
         rounding = (ROUNDING * torch.finfo(expected.dtype).eps + self.noise) * largest
-        return self.about.get("atol", 1e-5) + rounding, self.about.get("rtol", 0)
+        stated = self.about.get("tolerance_float32", self.about)
+        return stated.get("atol", 1e-5) + rounding, stated.get("rtol", 0)
 
     def check_gradients(self, model: nn.Module, prefix: str, key_map: KeyMap) -> None:
         """Every gradient recorded below the prefix, under the official parameter names."""
