@@ -64,7 +64,8 @@ class LineProjection(Projection):
 
     wrap: the published rule. Half a position is subtracted modulo the length, which sends the lowest token to the far
     end; codes are taken at the coordinate stretched by (length - 1) / (highest - lowest), and where that is a whole
-    number they are zero. Upstream takes highest and lowest over all clouds of a batch, we over the views of one.
+    number or beyond the last position they are zero. Upstream takes highest and lowest over all clouds of a batch, we
+    over the views of one.
     """
 
     def __init__(self, length: int, direction: Sequence[float], cell_size: float, wrap: bool = False):
@@ -91,7 +92,7 @@ class LineProjection(Projection):
         if self.wrap:
             span = places.amax(dim=(1, 2), keepdim=True) - places.amin(dim=(1, 2), keepdim=True) if span is None else span
             places = places * last / span.clamp(min=TINY)
-            low, high = places.floor(), places.ceil()
+            low, high = places.floor().clamp(max=last), places.ceil().clamp(max=last)
         else:
             low = places.floor()
             high = low + 1
