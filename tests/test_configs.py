@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from datasets.packed import write_packed
@@ -18,11 +19,13 @@ from tools.cli import main
 from utils.config import load_config, to_plain
 
 ROOT = Path(__file__).parents[1]
-RUNS = [path for folder in ("pretrain", "finetune") for path in sorted((ROOT / "cfgs" / folder).glob("*.yaml"))]
+RUNS = [path for folder in ("pretrain", "finetune", "any2point") for path in sorted((ROOT / "cfgs" / folder).glob("*.yaml"))]
 DATA = sorted((ROOT / "cfgs" / "_base_" / "data").glob("*.yaml"))
 PARAMETERS = {"point_mae": 29_006_432, "modelnet40": 22_099_752, "modelnet40_8k": 22_099_752}  # as published
 PARAMETERS |= dict.fromkeys(("scan_hardest", "scan_objbg", "scan_objonly"), 22_093_327)
-CLASSES = {"modelnet40": 40, "modelnet40_8k": 40, "scan_hardest": 15, "scan_objbg": 15, "scan_objonly": 15}
+PARAMETERS |= {"point_bert_modelnet40": 22_065_960, "clip_modelnet40": 86_473_344, "clip_scan_hardest": 86_466_407}
+PARAMETERS |= {"dinov2_modelnet40": 86_344_224, "dinov2_scan_hardest": 86_337_287}
+PARAMETERS |= {"imagebind_modelnet40": 86_325_792, "imagebind_scan_hardest": 86_392_631}
 RUN = ["data.batch_size=8", "runner.epochs=1", "device=cpu"]
 
 
@@ -53,14 +56,18 @@ def test_it_is_a_configuration(path):
     config = load(path)
     check_config(config)
     if path.stem in PARAMETERS:
-        extra = {"num_classes": CLASSES[path.stem]} if path.stem in CLASSES else {}
-        model = MODELS.build(config["model"], "model", **extra)
+        classes = 40 if "modelnet40" in path.stem else 15
+        extra = {"num_classes": classes} if path.parent.name != "pretrain" else {}
+        with torch.device("meta"):
+            model = MODELS.build(config["model"], "model", **extra)
         assert sum(p.numel() for p in model.parameters()) == PARAMETERS[path.stem]
 
 
 def smaller(config: dict) -> list[str]:
     """Overrides that fit data of 64 points a cloud."""
-    sizes = {key: value for key, value in SMALL[config["model"]["name"]].items() if key != "mask"}
+    sizes = {key: value for key, value in SMALL[config["model"]["name"]].items() if key not in ("mask", "tower")}
+    if "tower" in config["model"]:
+        sizes["tower"] = {"embed_dim": 24, "depth": 1, "num_heads": 2}
     words = [*RUN, *(f"model.{key}={value}" for key, value in sizes.items())]
     for split in ("train", "val", "test"):
         options = config["data"].get(split) or {}
@@ -80,7 +87,7 @@ def smaller(config: dict) -> list[str]:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_it_trains_on_data_of_its_own_format(path, data_root, tmp_path):
-    mode = path.parent.name
+    mode = "pretrain" if path.parent.name == "pretrain" else "finetune"
     args = ["--config", str(path), "--root", str(tmp_path / "runs"), *smaller(load(path))]
     assert main(mode, [*args, *(["--scratch_model"] if mode == "finetune" else [])]) == 0
     folder = tmp_path / "runs" / path.stem / "default"

@@ -24,10 +24,17 @@ TINY_SCALES = {
 SMALL: dict[str, dict] = {
     "PointMAE": {**TINY, "decoder_depth": 1, "decoder_num_heads": 2},
     "PointMAEClassifier": {**TINY, "head_dim": 16},
+    "PointBERTClassifier": {**TINY, "token_width": 16, "head_dim": 16},
     "PointMAESegmenter": {**TINY, "local_dim": 16, "head_dim": 16},
     "PointM2AE": {**TINY_SCALES, "decoder_dims": [24, 16], "mask": RandomMask(0.5)},
     "PointM2AEClassifier": {**TINY_SCALES, "head_dim": 16},
     "PointM2AESegmenter": {**TINY_SCALES, "propagation_dims": [16, 12], "head_dims": [16, 12]},
+    "Any2Point": {
+        "tower": {"name": "vision", "embed_dim": 24, "depth": 2, "num_heads": 2, "grid": [4, 5]},
+        "num_group": 8,
+        "group_size": 4,
+        "head_dim": 16,
+    },
 }
 NAMES = MODELS.names()
 
