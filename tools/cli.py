@@ -27,7 +27,7 @@ from tools.build import (
     set_determinism,
 )
 from tools.experiment import Experiment, config_hash, machine
-from tools.mismatch import mismatches, too_few_steps
+from tools.mismatch import frozen_at_random, mismatches, too_few_steps
 from tools.monitor import duration
 from tools.probe import PROBES, run_probes
 from tools.report import results_table, write_report
@@ -184,9 +184,10 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
     seed_everything(seed)  # the same initial weights in every process
     model = build_model(config, data)
     checkpoint = read_checkpoint(args.ckpts) if args.ckpts else {}
-    weights = "weights: at random"
+    weights, loaded = "weights: at random", list[str]()
     if args.ckpts:
-        weights = load_into(model, checkpoint, args.ckpts, whole=args.test).summary()
+        report = load_into(model, checkpoint, args.ckpts, whole=args.test)
+        weights, loaded = report.summary(), report.loaded
     runner = build_runner(config, model.to(device))
     task = build_task(config)
     runner.prepare(
@@ -210,6 +211,7 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
     announce(experiment, config, data, model, device, weights, tuned)
     trains = not (args.test or args.svm)
     warnings = mismatches(checkpoint, config, num_points, trains)
+    warnings += [] if args.resume else frozen_at_random(model, loaded)
     for line in warnings + (too_few_steps(model, runner.total_epochs * runner.steps) if trains else []):
         get_logger().warning(f"warning: {line}")
     del checkpoint  # may be large

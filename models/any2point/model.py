@@ -20,6 +20,7 @@ from models.any2point.tokenizer import PointPN, Scaling
 from models.any2point.towers import freeze, tower_key, vision_tower
 from models.layers.tower import Tower
 from models.layers.transformer import mlp_head
+from utils.errors import UserError
 
 Compat = Literal["wrap", "scramble", "empty_cells"]
 
@@ -63,7 +64,11 @@ class Any2Point(nn.Module):
         compat: Sequence[Compat] = (),
     ):
         super().__init__()
+        for name, value in (("voxel_size", voxel_size), ("cell_size", cell_size), ("camera", camera)):
+            if value <= 0:
+                raise UserError(f"{name}: {value}; use more than 0")
         self.tower = vision_tower() if tower is None else tower
+        self.filled = () if self.tower.source is None else ("tower.",)  # what of the model has weights already
         freeze(self.tower.blocks)
         freeze(self.tower.norm_pre)
         dim, grid = self.tower.embed_dim, self.tower.grid

@@ -90,7 +90,9 @@ class LineProjection(Projection):
         """span: of the coordinates, where `wrap` stretches by it; default that of each cloud."""
         last = self.length - 1
         if self.wrap:
-            span = places.amax(dim=(1, 2), keepdim=True) - places.amin(dim=(1, 2), keepdim=True) if span is None else span
+            span = (
+                places.amax(dim=(1, 2), keepdim=True) - places.amin(dim=(1, 2), keepdim=True) if span is None else span
+            )
             places = places * last / span.clamp(min=TINY)
             low, high = places.floor().clamp(max=last), places.ceil().clamp(max=last)
         else:

@@ -92,7 +92,8 @@ def audio_tower(
 def timm_tower(model: str, pretrained: bool = True, weights: str | None = None, drop_path_rate: float = 0.0) -> Tower:
     """Sizes, and unless `weights` names a file also the weights, of a vision transformer of timm."""
     source = create_timm(model, pretrained and weights is None)
-    if not hasattr(source, "blocks") or getattr(source, "pos_embed", None) is None:
+    family = {kind.__name__ for kind in type(source).__mro__}
+    if "VisionTransformer" not in family or source.pos_embed is None:
         raise UserError(f"tower.model: '{model}' has no plain blocks with a table of positions; use a ViT or DeiT")
     block, state = source.blocks[0], source.state_dict()
     embed = source.patch_embed
