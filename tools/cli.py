@@ -27,7 +27,8 @@ from tools.build import (
     set_determinism,
 )
 from tools.experiment import Experiment, config_hash, machine
-from tools.mismatch import frozen_at_random, mismatches, too_few_steps
+from tools.frozen import frozen_at_random, report, save_trained
+from tools.mismatch import mismatches, too_few_steps
 from tools.monitor import duration
 from tools.probe import PROBES, run_probes
 from tools.report import results_table, write_report
@@ -186,8 +187,8 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
     checkpoint = read_checkpoint(args.ckpts) if args.ckpts else {}
     weights, loaded = "weights: at random", list[str]()
     if args.ckpts:
-        report = load_into(model, checkpoint, args.ckpts, whole=args.test)
-        weights, loaded = report.summary(), report.loaded
+        found = load_into(model, checkpoint, args.ckpts, whole=args.test)
+        weights, loaded = found.summary(), found.loaded
     runner = build_runner(config, model.to(device))
     task = build_task(config)
     runner.prepare(
@@ -246,6 +247,8 @@ def work(args: argparse.Namespace, runner: Runner, task: Task, data: DataSplits)
         selection, epoch = runner.load_best()
         best = labelled(task.conclude(runner.eval_model(), data, runner.autocast), selection)
         rows += [{**row, "best_epoch": epoch} for row in best]
+    if dist.is_main():
+        save_trained(runner.eval_model(), runner.experiment.folder)
     return rows
 
 
@@ -268,11 +271,9 @@ def announce(
     tuned: list[str],
 ) -> None:
     log = start_logging(dist.is_main(), experiment.folder / "train.log")
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     log.info(f"folder: {experiment.folder}")
     log.info(data.describe())
-    log.info(f"model: {config['model']['name']}, {trained:,} parameters trained, {frozen:,} frozen")
+    log.info(f"model: {config['model']['name']}, {report(model)}")
     log.info(weights)
     log.info(f"device: {device}, {machine()}, {dist.world_size()} process(es), {torch.get_num_threads()} threads")
     log.info(f"process set-up: {', '.join(tuned) or 'nothing to do'}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -30,16 +30,6 @@ def mismatches(checkpoint: Mapping[str, Any], config: Mapping[str, Any], num_poi
         if None not in (old, new) and old != new:
             lines.append(f"checkpoint made with model.{key} {old}, now {new}")
     return lines
-
-
-def frozen_at_random(model: nn.Module, loaded: Collection[str]) -> list[str]:
-    """Parameters that nothing filled and nothing will train. loaded: names that a checkpoint filled."""
-    filled = getattr(model, "filled", ())  # what the model read itself
-    names = [name for name, p in model.named_parameters() if not p.requires_grad and name not in loaded]
-    left = [name for name in names if not name.startswith(tuple(filled))]
-    if not left:
-        return []
-    return [f"{len(left)} frozen tensors ({left[0]}, ...) are at random and will stay so; load them with --ckpts"]
 
 
 def points_seen(config: Mapping[str, Any]) -> int | None:

@@ -13,17 +13,19 @@ from torch import Tensor, nn
 
 from models.any2point.cells import CellNorm, Cells, cell_max, cell_mean
 from models.layers.tower import quick_gelu
-from models.layers.transformer import dense_attention, init_xavier
+from models.layers.transformer import dense_attention
 from utils.errors import UserError
 
 
 class Bottleneck(nn.Module):
-    """down, quick GELU, up; no residual."""
+    """down, quick GELU, dropout, up; no residual. Not nothing at the start, as published."""
 
     def __init__(self, dim: int, hidden: int, dropout: float):
         super().__init__()
         self.down, self.up, self.dropout = nn.Linear(dim, hidden), nn.Linear(hidden, dim), nn.Dropout(dropout)
-        self.apply(init_xavier)
+        for layer in (self.down, self.up):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.normal_(layer.bias, std=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.up(self.dropout(quick_gelu(self.down(x))))

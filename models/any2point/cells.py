@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from utils import dist
 from models.layers.sync_batchnorm import SumOverProcesses
+from utils import dist
 
 
 class Cells(NamedTuple):
@@ -44,14 +44,18 @@ def cell_max(x: Tensor, cells: Cells) -> Tensor:
 
 
 class CellNorm(nn.Module):
-    """BatchNorm whose samples are the cells, at least in float32; over all processes where there are several.
+    """BatchNorm whose samples are the cells, at least in float32; over all processes where `over_processes` is set.
 
     Parameters and buffers are named as those of nn.BatchNorm1d.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
     def __init__(self, dim: int, eps: float = 1e-5, momentum: float = 0.1):
         super().__init__()
-        self.eps, self.momentum = eps, momentum
+        self.eps, self.momentum, self.over_processes = eps, momentum, False
         self.weight, self.bias = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
         self.register_buffer("running_mean", torch.zeros(dim))
         self.register_buffer("running_var", torch.ones(dim))
@@ -71,11 +75,12 @@ class CellNorm(nn.Module):
     def _statistics(self, rows: Tensor, share: Tensor, total: int | None) -> tuple[Tensor, Tensor]:
         """Every cell counts once: its tokens count by their share."""
         occupied = share.sum().reshape(1)
-        sums = _over_processes(torch.cat([(rows * share).sum((0, 1)), occupied]))
+        sums = self._sum(torch.cat([(rows * share).sum((0, 1)), occupied]))
         occupied = sums[-1]
-        count = occupied if total is None else occupied.new_tensor(total * len(rows) * dist.world_size())
+        clouds = len(rows) * (dist.world_size() if self.over_processes else 1)
+        count = occupied if total is None else torch.full_like(occupied, total * clouds)
         mean = sums[:-1] / count
-        squares = _over_processes(((rows - mean).square() * share).sum((0, 1))) + (count - occupied) * mean.square()
+        squares = self._sum(((rows - mean).square() * share).sum((0, 1))) + (count - occupied) * mean.square()
         variance = squares / count
         with torch.no_grad():
             self.num_batches_tracked += 1
@@ -84,6 +89,5 @@ class CellNorm(nn.Module):
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
         return mean, variance
 
-
-def _over_processes(x: Tensor) -> Tensor:
-    return SumOverProcesses.apply(x) if dist.world_size() > 1 else x
+    def _sum(self, x: Tensor) -> Tensor:
+        return SumOverProcesses.apply(x) if self.over_processes and dist.world_size() > 1 else x

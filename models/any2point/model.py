@@ -18,7 +18,7 @@ from models.any2point.cells import Cells, cells_of
 from models.any2point.projection import ANGLES, ImageProjection, LineProjection, Projection, voxels
 from models.any2point.tokenizer import PointPN, Scaling
 from models.any2point.towers import freeze, tower_key, vision_tower
-from models.layers.tower import Tower
+from models.layers.tower import Tower, TowerBlock
 from models.layers.transformer import mlp_head
 from utils.errors import UserError
 
@@ -132,9 +132,15 @@ class Any2Point(nn.Module):
         for block, adapter in zip(self.tower.blocks, self.adapters):
             if self.positions != "once":
                 x = x + position
+            assert isinstance(block, TowerBlock)
             x = block.attend(x)
             x = adapter(x, block.feed(x), self.local, views, voxel)
         return self.tower.norm(x)
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """What the tower's own file does not give back."""
+        frozen = ("tower.blocks.", "tower.norm_pre.", "tower.position")
+        return {key: value for key, value in self.state_dict().items() if not key.startswith(frozen)}
 
     @staticmethod
     def key_map(key: str) -> str | None:

@@ -37,6 +37,7 @@ class Projection(nn.Module):
     """What lines and images share: the turned cloud."""
 
     num_cells: int  # of one view, empty ones among them
+    rotation: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,6 +68,8 @@ class LineProjection(Projection):
     number or beyond the last position they are zero. Upstream takes highest and lowest over all clouds of a batch, we
     over the views of one.
     """
+
+    direction: Tensor
 
     def __init__(self, length: int, direction: Sequence[float], cell_size: float, wrap: bool = False):
         super().__init__()
@@ -111,6 +114,8 @@ class ImageProjection(Projection):
     wrap: what leaves the image comes in again on the other side, as published; else it stays at the border.
     scramble: the published slip of reshaping (channels, tokens) to (tokens, channels) without transposing.
     """
+
+    size: Tensor  # width and height
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ B clouds, L tokens, C channels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -20,7 +21,7 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": quick_gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": quick_gelu}
 
 
 class LayerScale(nn.Module):
@@ -76,6 +77,8 @@ class Tower(nn.Module):
     prefix: rows at the head of the table that belong to class and register tokens.
     pre_norm: a LayerNorm on the tokens before the first block, as CLIP's vision towers have it.
     """
+
+    position: Tensor
 
     def __init__(
         self,

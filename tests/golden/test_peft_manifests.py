@@ -1,4 +1,4 @@
-"""Full-size Any2Point and Point-BERT hold exactly the official tensors, train exactly the official ones, to the unit."""
+"""Full-size Any2Point and Point-BERT hold, and train, exactly the official tensors."""
 
 import json
 from collections.abc import Callable

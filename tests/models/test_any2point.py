@@ -14,7 +14,7 @@ from models.any2point.cells import CellNorm, cell_max, cell_mean, cells_of
 from models.any2point.model import Any2Point
 from models.any2point.projection import ImageProjection, LineProjection, rotations, voxels
 from models.any2point.tokenizer import PointPN, wave_code
-from tools.mismatch import frozen_at_random
+from tools.frozen import frozen_at_random, report
 from tools.optim import parameter_groups
 from utils.errors import UserError
 
@@ -132,7 +132,7 @@ def test_wrong_options() -> None:
         config = {"name": "Any2Point", "num_classes": 5, "num_group": 8, "group_size": 4, **TOWERS["vision"], **options}
         with pytest.raises(UserError, match=message):
             MODELS.build(config, "model")
-    with pytest.raises(UserError, match="direction: .* is not a direction"):
+    with pytest.raises(UserError, match=r"direction: .* is not a direction"):
         build("text", direction=[0, 0, 0])
     with pytest.raises(UserError, match="more than the 16 points"):
         build()(cloud(2, 16))
@@ -143,6 +143,8 @@ def test_a_random_tower_is_told() -> None:
     (line,) = frozen_at_random(model, [])
     assert "tower.blocks.0.norm1.weight" in line and "--ckpts" in line
     assert not frozen_at_random(model, list(model.state_dict()))
+    count = sum(p.numel() for key, p in model.named_parameters() if p.requires_grad and not key.startswith("head."))
+    assert f"({count:,} without the head)" in report(model)
     model.filled = ("tower.",)
     assert not frozen_at_random(model, [])
 

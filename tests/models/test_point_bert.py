@@ -1,19 +1,22 @@
 """Point-BERT's classifier beside Point-MAE's: same blocks, another embedding, head and start."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
-from models.point_bert import PointBERTClassifier
+from models.point_bert import PointBERTClassifier, WidenedPatchEmbed
 from models.point_mae import PointMAEClassifier
 from utils.checkpoint import load_weights
 
-SIZES = {"num_classes": 5, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_group": 8, "group_size": 4}
+SIZES: dict[str, Any] = {"num_classes": 5, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_group": 8, "group_size": 4}
 
 
 def test_tokens_are_widened_by_one_layer() -> None:
     model = PointBERTClassifier(**SIZES, token_width=16).eval()
     neighborhood, _ = model.group(torch.randn(2, 64, 3))
     embed = model.encoder.embed
+    assert isinstance(embed, WidenedPatchEmbed)
     narrow = super(type(embed), embed).forward(neighborhood)
     assert narrow.shape == (2, 8, 16)
     torch.testing.assert_close(embed(neighborhood), narrow @ embed.reduce.weight.T + embed.reduce.bias)
@@ -33,9 +36,10 @@ def test_behind_the_embedding_it_is_point_mae() -> None:
     ours, mae = PointBERTClassifier(**SIZES, token_width=24).eval(), PointMAEClassifier(**SIZES).eval()
     kept = {key: value for key, value in mae.state_dict().items() if not key.startswith("head.")}
     ours.load_state_dict(kept, strict=False)
-    with torch.no_grad():
-        ours.encoder.embed.reduce.weight.copy_(torch.eye(24))
-        ours.encoder.embed.reduce.bias.zero_()
+    embed = ours.encoder.embed
+    assert isinstance(embed, WidenedPatchEmbed)
+    nn.init.eye_(embed.reduce.weight)
+    nn.init.zeros_(embed.reduce.bias)
     points = torch.randn(2, 64, 3)
     torch.testing.assert_close(ours.forward_features(points), mae.forward_features(points))
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from models.any2point.adapter import GuidedAdapter
-from models.any2point.cells import cell_max, cell_mean, cells_of
+from models.any2point.cells import cells_of
 from models.any2point.model import Any2Point
 from models.any2point.projection import ImageProjection, LineProjection, voxels
 from models.any2point.tokenizer import PointPN
-from models.layers.tower import Tower
+from models.layers.tower import Tower, TowerBlock
 from tests.golden.fixtures import Fixture
 from utils.checkpoint import load_weights
 
@@ -127,13 +127,13 @@ def guided_adapter_block(fixture: Fixture) -> None:
     report = load_weights(model, named, fixture.name, model.key_map)
     assert len(report.loaded) == len(weights), report.summary()
     block, adapter = model.tower.blocks[0], model.adapters[0]
-    assert isinstance(adapter, GuidedAdapter)
+    assert isinstance(block, TowerBlock) and isinstance(adapter, GuidedAdapter)
     views, voxel = cells_of(fixture["in/view_grid_index"]), cells_of(fixture["in/voxel_id"])
     clip = "out/block_tokenattn" in fixture
     if clip:
         x = block.attend(fixture["in/x"])
         fixture.check(adapter(x, block.feed(x), model.local, views, voxel), "out/block_tokenattn")
-        block.attn = AcrossBatch(block.attn)
+        block.attn = AcrossBatch(block.attn)  # type: ignore[assignment]
     x = block.attend(fixture["in/x"])
     fed = block.feed(x)
     fixture.check(adapter(x, fed, model.local, views, voxel), "out/block")
@@ -165,8 +165,8 @@ def pointpn(fixture: Fixture) -> None:
     fixture.check(tokens.mT, "out/tokens")
     first = fixture["out/raw_embed"].shape[-1]
     fixture.check(tokenizer.embed(points[0, :first]).mT[None], "out/raw_embed")
-    for stage, features in enumerate(pooled[:-1]):
-        fixture.check(features, f"out/stage{stage}_pooled")
+    for number, features in enumerate(pooled[:-1]):
+        fixture.check(features, f"out/stage{number}_pooled")
 
 
 def cls(fixture: Fixture) -> None:
@@ -181,7 +181,8 @@ def cls(fixture: Fixture) -> None:
     if isinstance(model.projection, LineProjection):
         stages(fixture, model, "_tokenattn")
         for block in model.tower.blocks:
-            block.attn = AcrossBatch(block.attn)
+            assert isinstance(block, TowerBlock)
+            block.attn = AcrossBatch(block.attn)  # type: ignore[assignment]
         stages(fixture, model, "")
     else:
         assert isinstance(model.projection, ImageProjection)
