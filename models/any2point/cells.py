@@ -74,12 +74,11 @@ class CellNorm(nn.Module):
 
     def _statistics(self, rows: Tensor, share: Tensor, total: int | None) -> tuple[Tensor, Tensor]:
         """Every cell counts once: its tokens count by their share."""
-        occupied = share.sum().reshape(1)
-        sums = self._sum(torch.cat([(rows * share).sum((0, 1)), occupied]))
-        occupied = sums[-1]
-        clouds = len(rows) * (dist.world_size() if self.over_processes else 1)
-        count = occupied if total is None else torch.full_like(occupied, total * clouds)
-        mean = sums[:-1] / count
+        cells = share.sum().reshape(1)
+        sums = self._sum(torch.cat([(rows * share).sum((0, 1)), cells, torch.full_like(cells, len(rows))]))
+        occupied, clouds = sums[-2], sums[-1]
+        count = occupied if total is None else total * clouds
+        mean = sums[:-2] / count
         squares = self._sum(((rows - mean).square() * share).sum((0, 1))) + (count - occupied) * mean.square()
         variance = squares / count
         with torch.no_grad():
