@@ -27,7 +27,7 @@ from tools.build import (
     set_determinism,
 )
 from tools.experiment import Experiment, config_hash, machine
-from tools.frozen import frozen_at_random, report, save_trained
+from tools.frozen import describe_parameters, frozen_at_random, save_trained
 from tools.mismatch import mismatches, too_few_steps
 from tools.monitor import duration
 from tools.probe import PROBES, run_probes
@@ -273,7 +273,7 @@ def announce(
     log = start_logging(dist.is_main(), experiment.folder / "train.log")
     log.info(f"folder: {experiment.folder}")
     log.info(data.describe())
-    log.info(f"model: {config['model']['name']}, {report(model)}")
+    log.info(f"model: {config['model']['name']}, {describe_parameters(model)}")
     log.info(weights)
     log.info(f"device: {device}, {machine()}, {dist.world_size()} process(es), {torch.get_num_threads()} threads")
     log.info(f"process set-up: {', '.join(tuned) or 'nothing to do'}")

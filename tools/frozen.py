@@ -11,7 +11,7 @@ from torch import nn
 TRAINED = "trained.safetensors"
 
 
-def report(model: nn.Module) -> str:
+def describe_parameters(model: nn.Module) -> str:
     """Trained with and without the head, frozen, share of the whole."""
     trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)

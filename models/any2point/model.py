@@ -28,7 +28,8 @@ Compat = Literal["wrap", "scramble", "empty_cells"]
 class Any2Point(nn.Module):
     """Classifier on [maximum over the tokens, class token]. Trained: all but the blocks and the position table.
 
-    group_size: neighbours of a centre in the tokenizer. scaling: of their offsets, within a group or over the cloud.
+    group_size: neighbours of a centre in the tokenizer. depths: its layers, stage by stage; last_hidden: inner width of
+    the last ones. scaling: of their offsets, within a group or over the cloud.
     camera: distance from the origin, for towers of images. direction: of the line, for a text.
     voxel_size, cell_size: of the cubes, and of the cells of a view in pixels or positions.
     positions: the codes are added before each block, once before the first, or both.
@@ -43,6 +44,7 @@ class Any2Point(nn.Module):
         num_group: int = 128,
         group_size: int = 64,
         depths: Sequence[int] = (2, 1, 1),
+        last_hidden: int = 32,
         scaling: Scaling = "axis",
         skip_near_origin: bool = True,
         camera: float = 1.8,
@@ -73,7 +75,7 @@ class Any2Point(nn.Module):
         freeze(self.tower.norm_pre)
         dim, grid = self.tower.embed_dim, self.tower.grid
         self.num_features, self.voxel_size, self.positions, self.pooling = dim, voxel_size, positions, pooling
-        self.tokenizer = PointPN(dim, num_group, group_size, depths, scaling, skip_near_origin)
+        self.tokenizer = PointPN(dim, num_group, group_size, depths, last_hidden, scaling, skip_near_origin)
         wrap = "wrap" in compat
         self.projection: Projection = (
             LineProjection(len(self.tower.codes), direction, cell_size, wrap)

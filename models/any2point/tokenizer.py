@@ -16,7 +16,6 @@ from extensions import ops
 from utils.errors import UserError
 
 WAVELENGTH, STRETCH = 1000.0, 100.0  # of the position code of a neighbour
-LAST_HIDDEN = 32  # inner width of the last stage; elsewhere half the width
 Scaling = Literal["axis", "cloud"]
 
 
@@ -76,6 +75,7 @@ class PointPN(nn.Module):
         num_group: int = 128,
         group_size: int = 64,
         depths: Sequence[int] = (2, 1, 1),
+        last_hidden: int = 32,  # inner width of the last stage; elsewhere half the width
         scaling: Scaling = "axis",
         skip_near_origin: bool = True,
     ):
@@ -86,7 +86,7 @@ class PointPN(nn.Module):
         self.counts = [num_group << left for left in reversed(range(len(depths)))]
         self.embed = nn.Sequential(nn.Linear(3, width, bias=False), nn.BatchNorm1d(width), nn.ReLU())
         widths = [width << (stage + 1) for stage in range(len(depths))]
-        hiddens = [*(each // 2 for each in widths[:-1]), LAST_HIDDEN]
+        hiddens = [*(each // 2 for each in widths[:-1]), last_hidden]
         self.stages = nn.ModuleList(
             Stage(each, hidden, depth, group_size, scaling, skip_near_origin)
             for each, hidden, depth in zip(widths, hiddens, depths)

@@ -14,7 +14,7 @@ from models.any2point.cells import CellNorm, cell_max, cell_mean, cells_of
 from models.any2point.model import Any2Point
 from models.any2point.projection import ImageProjection, LineProjection, rotations, voxels
 from models.any2point.tokenizer import PointPN, wave_code
-from tools.frozen import frozen_at_random, report
+from tools.frozen import describe_parameters, frozen_at_random
 from tools.optim import parameter_groups
 from utils.errors import UserError
 
@@ -144,7 +144,7 @@ def test_a_random_tower_is_told() -> None:
     assert "tower.blocks.0.norm1.weight" in line and "--ckpts" in line
     assert not frozen_at_random(model, list(model.state_dict()))
     count = sum(p.numel() for key, p in model.named_parameters() if p.requires_grad and not key.startswith("head."))
-    assert f"({count:,} without the head)" in report(model)
+    assert f"({count:,} without the head)" in describe_parameters(model)
     model.filled = ("tower.",)
     assert not frozen_at_random(model, [])
 

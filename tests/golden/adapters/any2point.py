@@ -34,7 +34,8 @@ def tower(fixture: Fixture, kind: str, depth: int, rows: int | None = None) -> T
     side = math.isqrt((rows or 1370) - 1)
     grid = grid or (side, side)
     length = 1 + grid[0] * grid[1]
-    return Tower(*sizes, length=length, grid=grid, patch=patch, prefix=1, layer_scale=kind == "dino")
+    eps = args["norm_args"]["eps"]
+    return Tower(*sizes, length=length, grid=grid, patch=patch, prefix=1, eps=eps, layer_scale=kind == "dino")
 
 
 def build(fixture: Fixture, depth: int | None = None, rows: int | None = None, **changes: Any) -> Any2Point:
@@ -52,6 +53,8 @@ def build(fixture: Fixture, depth: int | None = None, rows: int | None = None, *
         "num_group": pn["input_points"] >> pn["num_stages"],
         "group_size": pn["k_neighbors"],
         "depths": pn["LGA_block"],
+        "last_hidden": pn["last_stage_bottleneck"],
+        "scaling": "axis" if pn["type"] == "scan" else "cloud",
         "camera": -run.get("trans", -1.0),
         "direction": run.get("pos_cor", (1.0, 0.0, 0.0)),
         "voxel_size": run["coef_3dgird"],
