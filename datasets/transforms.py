@@ -147,18 +147,14 @@ class Flip:
 
 
 class Normalize:
-    """Centre on the mean and scale the largest radius to 1; scale: false only centres."""
-
-    def __init__(self, scale: bool = True):
-        self.scale = scale
+    """Centre on the mean and scale the largest radius to 1."""
 
     def __call__(self, batch: Batch, rng: BatchRandom) -> Batch:
         # (B, 3, N): long rows are reduced several times faster than columns of three
         rows = batch["points"].transpose(1, 2).clone(memory_format=torch.contiguous_format)
         rows -= rows.mean(dim=2, keepdim=True)
-        if self.scale:
-            radius = rows.square().sum(dim=1).amax(dim=1).sqrt()[:, None, None]
-            rows /= radius.clamp(min=1e-12)
+        radius = rows.square().sum(dim=1).amax(dim=1).sqrt()[:, None, None]
+        rows /= radius.clamp(min=1e-12)
         return {**batch, "points": rows.transpose(1, 2).contiguous()}
 
 
