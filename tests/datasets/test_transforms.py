@@ -102,7 +102,9 @@ def plane(num_points: int = 30) -> dict[str, Tensor]:
     return {"points": points, "normals": normal.repeat(1, num_points, 1)}
 
 
-@pytest.mark.parametrize("name", ["Scale", "Translate", "ScaleTranslate", "Rotate", "Flip", "Normalize", "Center", "Dropout"])
+@pytest.mark.parametrize(
+    "name", ["Scale", "Translate", "ScaleTranslate", "Rotate", "Flip", "Normalize", "Center", "Dropout"]
+)
 def test_normals_stay_upright_on_their_plane(name: str) -> None:
     out = ALL[name](plane(), BatchRandom(0))
     along = out["points"] - out["points"][:, :1]
