@@ -24,6 +24,7 @@ TRANSFORMS = Registry(
         "scale_translate": "datasets.transforms:ScaleTranslate",
         "scale": "datasets.transforms:Scale",
         "translate": "datasets.transforms:Translate",
+        "center": "datasets.transforms:Center",
         "rotate": "datasets.transforms:Rotate",
         "jitter": "datasets.transforms:Jitter",
         "dropout": "datasets.transforms:Dropout",

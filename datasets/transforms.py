@@ -92,6 +92,13 @@ class ScaleTranslate:
         return self.translate(self.scale(batch, rng), rng)
 
 
+class Center:
+    """Put the mean at the origin; sizes stay."""
+
+    def __call__(self, batch: Batch, rng: BatchRandom) -> Batch:
+        return {**batch, "points": batch["points"] - batch["points"].mean(dim=1, keepdim=True)}
+
+
 class Rotate:
     """Rotate about the vertical axis by a uniform angle within +- `degrees`."""
 

@@ -12,12 +12,23 @@ MASKS = Registry(
     },
 )
 
+TOWERS = Registry(
+    "tower",
+    {
+        "text": "models.any2point.towers:text_tower",
+        "vision": "models.any2point.towers:vision_tower",
+        "audio": "models.any2point.towers:audio_tower",
+        "timm": "models.any2point.towers:timm_tower",
+    },
+)
+
 MODELS = Registry(
     "model",
     {
         "PointMAE": "models.point_mae:PointMAE",
         "PointMAEClassifier": "models.point_mae:PointMAEClassifier",
         "PointMAESegmenter": "models.point_mae_seg:PointMAESegmenter",
+        "PointBERTClassifier": "models.point_bert:PointBERTClassifier",
         "PointM2AE": "models.point_m2ae:PointM2AE",
         "PointM2AEClassifier": "models.point_m2ae_finetune:PointM2AEClassifier",
         "PointM2AESegmenter": "models.point_m2ae_finetune:PointM2AESegmenter",
@@ -30,7 +41,8 @@ MODELS = Registry(
         "PCTClassifier": "models.pct:PCTClassifier",
         "PCTSegmenter": "models.pct:PCTSegmenter",
         "SortNetClassifier": "models.sortnet:SortNetClassifier",
+        "Any2Point": "models.any2point.model:Any2Point",
     },
-    parts={"mask": MASKS, "attention": ATTENTION, "decoder_attention": ATTENTION},
+    parts={"mask": MASKS, "tower": TOWERS, "attention": ATTENTION, "decoder_attention": ATTENTION},
 )
 MODELS.parts["backbone"] = MODELS

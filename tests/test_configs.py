@@ -19,7 +19,8 @@ from tools.cli import main
 from utils.config import load_config, to_plain
 
 ROOT = Path(__file__).parents[1]
-RUNS = [path for folder in ("pretrain", "finetune") for path in sorted((ROOT / "cfgs" / folder).glob("*.yaml"))]
+FOLDERS = ("pretrain", "finetune", "any2point")
+RUNS = [path for folder in FOLDERS for path in sorted((ROOT / "cfgs" / folder).glob("*.yaml"))]
 SEGMENT = sorted((ROOT / "cfgs" / "segment").glob("*.yaml"))
 DATA = sorted((ROOT / "cfgs" / "_base_" / "data").glob("*.yaml"))
 PARAMETERS = {"point_mae": 29_006_432, "modelnet40": 22_099_752, "modelnet40_8k": 22_099_752}  # as published
@@ -29,6 +30,9 @@ PARAMETERS |= {"sortnet_modelnet40": 21_031_120}
 CLASSES = {"modelnet40": 40, "modelnet40_8k": 40, "scan_hardest": 15, "scan_objbg": 15, "scan_objonly": 15}
 CLASSES |= dict.fromkeys(("point_transformer_modelnet40", "pct_modelnet40_normals", "sortnet_modelnet40"), 40)
 SIZED = ("shapenet55", "shapenetpart", "s3dis")
+PARAMETERS |= {"point_bert_modelnet40": 22_065_960, "clip_modelnet40": 86_473_344, "clip_scan_hardest": 86_466_407}
+PARAMETERS |= {"dinov2_modelnet40": 86_344_224, "dinov2_scan_hardest": 86_337_287}
+PARAMETERS |= {"imagebind_modelnet40": 86_325_792, "imagebind_scan_hardest": 86_392_631}
 RUN = ["data.batch_size=8", "runner.epochs=1", "device=cpu"]
 
 
@@ -63,14 +67,18 @@ def test_it_is_a_configuration(path):
     config = load(path)
     check_config(config)
     if path.stem in PARAMETERS:
-        extra = {"num_classes": CLASSES[path.stem]} if path.stem in CLASSES else {}
-        model = MODELS.build(config["model"], "model", **extra)
+        classes = 40 if "modelnet40" in path.stem else 15
+        extra = {"num_classes": classes} if path.parent.name != "pretrain" else {}
+        with torch.device("meta"):
+            model = MODELS.build(config["model"], "model", **extra)
         assert sum(p.numel() for p in model.parameters()) == PARAMETERS[path.stem]
 
 
 def small_model(model: dict, where: str) -> list[str]:
     """Sizes of a model and of the backbone in it."""
-    sizes = {key: value for key, value in SMALL[model["name"]].items() if key not in ("mask", "backbone")}
+    sizes = {key: value for key, value in SMALL[model["name"]].items() if key not in ("mask", "backbone", "tower")}
+    if "tower" in model:
+        sizes["tower"] = {"embed_dim": 24, "depth": 1, "num_heads": 2}
     words = [f"{where}.{key}={value}" for key, value in sizes.items()]
     if "backbone" in model:
         words += small_model(model["backbone"], f"{where}.backbone")
@@ -112,7 +120,7 @@ def smaller(config: dict) -> list[str]:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_it_trains_on_data_of_its_own_format(path, data_root, tmp_path):
-    mode = path.parent.name
+    mode = "pretrain" if path.parent.name == "pretrain" else "finetune"
     args = ["--config", str(path), "--root", str(tmp_path / "runs"), *smaller(load(path))]
     assert main(mode, [*args, *(["--scratch_model"] if mode == "finetune" else [])]) == 0
     folder = tmp_path / "runs" / path.stem / "default"

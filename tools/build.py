@@ -12,6 +12,7 @@ from torch import nn
 from models import MODELS
 from models.layers.sync_batchnorm import convert_sync_batchnorm
 from tools import OPTIMIZERS, SCHEDULERS, TASKS
+from tools.frozen import filled
 from tools.optim import parameter_groups
 from tools.runner import Runner
 from tools.splits import DataSplits, check_data
@@ -109,7 +110,7 @@ def load_into(model: nn.Module, checkpoint: Mapping[str, Any], path: str, *, who
     report = load_weights(model, weights, path, getattr(model, "key_map", None), may_differ=() if whole else NEW_HEAD)
     if hasattr(model, "after_loading"):
         model.after_loading(report.loaded)  # type: ignore[operator]
-    if whole and report.missing:
+    if whole and any(not name.startswith(filled(model)) for name in report.missing):
         raise UserError(f"{report.summary()}: a finished model is needed here; fine-tune it first")
     return report
 

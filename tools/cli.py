@@ -27,6 +27,7 @@ from tools.build import (
     set_determinism,
 )
 from tools.experiment import Experiment, config_hash, machine
+from tools.frozen import describe_parameters, frozen_at_random, save_trained
 from tools.mismatch import mismatches, too_few_steps
 from tools.monitor import duration
 from tools.probe import PROBES, run_probes
@@ -186,9 +187,10 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
     seed_everything(seed)  # the same initial weights in every process
     model = build_model(config, data)
     checkpoint = read_checkpoint(args.ckpts) if args.ckpts else {}
-    weights = "weights: at random"
+    weights, loaded = "weights: at random", list[str]()
     if args.ckpts:
-        weights = load_into(model, checkpoint, args.ckpts, whole=args.test).summary()
+        found = load_into(model, checkpoint, args.ckpts, whole=args.test)
+        weights, loaded = found.summary(), found.loaded
     if not (args.test or args.svm or args.resume):  # else it lies in the checkpoint, or is not needed
         weights = "; ".join(filter(None, (weights, put_teacher(model))))
     runner = build_runner(config, model.to(device))
@@ -214,6 +216,7 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
     announce(experiment, config, data, model, device, weights, tuned)
     trains = not (args.test or args.svm)
     warnings = mismatches(checkpoint, config, num_points, trains)
+    warnings += [] if args.resume else frozen_at_random(model, loaded)
     for line in warnings + (too_few_steps(model, runner.total_epochs * runner.steps) if trains else []):
         get_logger().warning(f"warning: {line}")
     del checkpoint  # may be large
@@ -248,6 +251,8 @@ def work(args: argparse.Namespace, runner: Runner, task: Task, data: DataSplits)
         selection, epoch = runner.load_best()
         best = labelled(task.conclude(runner.eval_model(), data, runner.autocast), selection)
         rows += [{**row, "best_epoch": epoch} for row in best]
+    if dist.is_main():
+        save_trained(runner.eval_model(), runner.experiment.folder)
     return rows
 
 
@@ -270,11 +275,9 @@ def announce(
     tuned: list[str],
 ) -> None:
     log = start_logging(dist.is_main(), experiment.folder / "train.log")
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     log.info(f"folder: {experiment.folder}")
     log.info(data.describe())
-    log.info(f"model: {config['model']['name']}, {trained:,} parameters trained, {frozen:,} frozen")
+    log.info(f"model: {config['model']['name']}, {describe_parameters(model)}")
     log.info(weights)
     log.info(f"device: {device}, {machine()}, {dist.world_size()} process(es), {torch.get_num_threads()} threads")
     log.info(f"process set-up: {', '.join(tuned) or 'nothing to do'}")

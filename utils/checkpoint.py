@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError, first_line
+from utils.torchscript import is_torchscript, read_torchscript
 
 KeyMap = Callable[[str], "str | None"]
 # where projects of this field put weights; a moving average goes first, as it is what was evaluated
@@ -50,6 +51,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return {"model": load_file(path)}
+        if is_torchscript(path):
+            return {"model": read_torchscript(path)}
         with torch.serialization.safe_globals(_numpy_scalars()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on foreign pickles; what cannot be read is told below
             state = torch.load(path, map_location="cpu", weights_only=True)

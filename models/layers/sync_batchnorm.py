@@ -46,8 +46,11 @@ class SyncBatchNorm1d(nn.BatchNorm1d):
 
 
 def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
-    """Replace every BatchNorm1d in place; parameters and buffers stay the same tensors."""
+    """Replace every BatchNorm1d in place; parameters and buffers stay the same tensors. Norms of other kinds that can
+    sum over processes are told to."""
     for parent in list(model.modules()):
+        if hasattr(parent, "over_processes"):
+            parent.over_processes = True  # type: ignore[assignment]
         for name, child in list(parent.named_children()):
             if type(child) is nn.BatchNorm1d:
                 synced = SyncBatchNorm1d(child.num_features, child.eps, child.momentum, child.affine)

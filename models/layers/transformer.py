@@ -5,7 +5,7 @@ B clouds, L tokens, C channels, H heads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -37,13 +37,14 @@ class DropPath(nn.Module):
 
 
 class Mlp(nn.Module):
-    def __init__(self, dim: int, hidden: int):
+    def __init__(self, dim: int, hidden: int, activation: Callable[[Tensor], Tensor] = F.gelu):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(self.activation(self.fc1(x)))
 
 
 class Block(nn.Module):
@@ -126,11 +127,11 @@ def position_embedding(dim: int, hidden: int = 128) -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, hidden), nn.GELU(), nn.Linear(hidden, dim))
 
 
-def mlp_head(num_features: int, hidden: int, num_classes: int, dropout: float) -> nn.Sequential:
-    """One vector a cloud -> logits."""
+def mlp_head(num_features: int, hidden: int, num_classes: int, dropout: float, bias: bool = True) -> nn.Sequential:
+    """One vector a cloud -> logits. bias: of the layers in front of a BatchNorm, to which it makes no difference."""
 
     def layer(inputs: int) -> list[nn.Module]:
-        return [nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Dropout(dropout)]
+        return [nn.Linear(inputs, hidden, bias), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Dropout(dropout)]
 
     return nn.Sequential(*layer(num_features), *layer(hidden), nn.Linear(hidden, num_classes))
 

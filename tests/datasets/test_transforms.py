@@ -57,7 +57,7 @@ def test_draws_repeat_and_do_not_touch_global_state(name: str) -> None:
     assert torch.equal(first, second) and torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name not in ("FarthestPoints", "Normalize")])
+@pytest.mark.parametrize("name", [name for name in ALL if name not in ("FarthestPoints", "Normalize", "Center")])
 def test_other_seeds_give_other_draws(name: str) -> None:
     first, second = (ALL[name](batch(), BatchRandom(seed))["points"] for seed in (1, 2))
     assert not torch.equal(first, second)
@@ -102,7 +102,9 @@ def plane(num_points: int = 30) -> dict[str, Tensor]:
     return {"points": points, "normals": normal.repeat(1, num_points, 1)}
 
 
-@pytest.mark.parametrize("name", ["Scale", "Translate", "ScaleTranslate", "Rotate", "Flip", "Normalize", "Dropout"])
+@pytest.mark.parametrize(
+    "name", ["Scale", "Translate", "ScaleTranslate", "Rotate", "Flip", "Normalize", "Center", "Dropout"]
+)
 def test_normals_stay_upright_on_their_plane(name: str) -> None:
     out = ALL[name](plane(), BatchRandom(0))
     along = out["points"] - out["points"][:, :1]
@@ -150,6 +152,13 @@ def test_scale_translate_is_one_after_the_other() -> None:
     rng = BatchRandom(3)
     chain = apply_all([transforms.Scale(), transforms.Translate()], batch(), rng)
     assert torch.equal(transforms.ScaleTranslate()(batch(), BatchRandom(3))["points"], chain["points"])
+
+
+def test_center() -> None:
+    given = batch()
+    moved = transforms.Center()(given, BatchRandom(0))["points"]
+    torch.testing.assert_close(moved.mean(dim=1), torch.zeros(6, 3))
+    torch.testing.assert_close(moved[:, 1:] - moved[:, :1], given["points"][:, 1:] - given["points"][:, :1])
 
 
 def test_normalize() -> None:

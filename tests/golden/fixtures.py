@@ -87,7 +87,7 @@ class Fixture:
             return 0, 0
         largest = expected.abs().max().item()
         rounding = (ROUNDING * torch.finfo(expected.dtype).eps + self.noise) * largest
-        told = self.about.get("tolerance")
+        told = self.about.get("tolerance", self.about.get("tolerance_float32"))
         told = told if isinstance(told, dict) else {"atol": 1e-5, **self.about}
         return told.get("atol", 0) + rounding, told.get("rtol", 0)
 

@@ -27,6 +27,7 @@ TINY_SORTNET = {"local_dim": 16, "global_dim": 24, "num_sortnets": 2, "num_heads
 SMALL: dict[str, dict] = {
     "PointMAE": {**TINY, "decoder_depth": 1, "decoder_num_heads": 2},
     "PointMAEClassifier": {**TINY, "head_dim": 16},
+    "PointBERTClassifier": {**TINY, "token_width": 16, "head_dim": 16},
     "PointMAESegmenter": {**TINY, "local_dim": 16, "head_dim": 16},
     "PointM2AE": {**TINY_SCALES, "decoder_dims": [24, 16], "mask": RandomMask(0.5)},
     "PointM2AEClassifier": {**TINY_SCALES, "head_dim": 16},
@@ -39,6 +40,12 @@ SMALL: dict[str, dict] = {
     "PCTClassifier": {**TINY_POINTS, "num_groups": [16, 8]},
     "PCTSegmenter": {**TINY_POINTS, "embedding": "neighbor", "head_dims": [16, 16], "label_dim": 8},
     "SortNetClassifier": {**TINY_SORTNET, "num_kept": 8, "num_global": 8, "token_dim": 8},
+    "Any2Point": {
+        "tower": {"name": "vision", "embed_dim": 24, "depth": 2, "num_heads": 2, "grid": [4, 5]},
+        "num_group": 8,
+        "group_size": 4,
+        "head_dim": 16,
+    },
 }
 SMALL["SA3D"] = {
     "backbone": {"name": "PointMAE", **SMALL["PointMAE"]},

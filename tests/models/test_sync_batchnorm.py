@@ -8,6 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from models.any2point.cells import CellNorm, cells_of
 from models.layers.sync_batchnorm import SyncBatchNorm1d, convert_sync_batchnorm
 
 ROWS = (5, 3)  # of each process
@@ -37,6 +38,16 @@ def train(model: nn.Module, points: Tensor, weight: Tensor) -> dict[str, Tensor]
     return {"out": out.detach(), "input_grad": points.grad, **gradients, **model.state_dict()}
 
 
+def over_cells(points: Tensor, synced: bool) -> Tensor:
+    """A norm over groups of tokens, empty groups counted: its output, then its statistics."""
+    norm = CellNorm(3).double().train()
+    if synced:
+        convert_sync_batchnorm(nn.Sequential(norm))
+    tokens = points[:, None] * torch.arange(1.0, 5.0)[:, None]  # (B, 4, 3)
+    out = norm(tokens, cells_of(torch.tensor([0, 1, 2, 3]).expand(len(points), 4)), total=6)
+    return torch.cat([out.flatten(0, 1), norm.running_mean[None], norm.running_var[None]])
+
+
 def process(rank: int, folder: str) -> None:
     minute = datetime.timedelta(minutes=1)
     dist.init_process_group("gloo", f"file://{folder}/store", minute, rank=rank, world_size=len(ROWS))
@@ -44,6 +55,7 @@ def process(rank: int, folder: str) -> None:
         points, weight = (tensor.split(ROWS)[rank] for tensor in data())
         result = train(convert_sync_batchnorm(network()), points, weight)
         rows = (points + 100).repeat(1, 2)[:, :4].bfloat16()
+        result["cells"] = over_cells(points, synced=True)
         result["half"] = SyncBatchNorm1d(4, affine=False, momentum=None)(rows)
         torch.save(result, f"{folder}/{rank}.pt")
     finally:
@@ -60,6 +72,9 @@ def test_two_processes_equal_one_large_batch(tmp_path: Path) -> None:
     expected = train(network(), *data())
     halves = torch.cat([share.pop("half") for share in shares])
     assert halves.dtype == torch.bfloat16
+    cells = [share.pop("cells") for share in shares]
+    found = torch.cat([*(part[:-2] for part in cells), cells[0][-2:]])
+    torch.testing.assert_close(found, over_cells(data()[0], synced=False), rtol=1e-6, atol=1e-6)
     rows = (data()[0] + 100).repeat(1, 2)[:, :4].bfloat16()
     torch.testing.assert_close(halves.float(), nn.BatchNorm1d(4, affine=False)(rows.float()), rtol=0.02, atol=0.02)
     for key, value in expected.items():

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from tests.golden.adapters import haq_data, m2ae, mae, mae_data, point_transformer, sa3d, segmentation, sim
+from tests.golden.adapters import any2point, haq_data, m2ae, mae, mae_data, point_transformer, sa3d, segmentation, sim
 from tests.golden.fixtures import Fixture
 
 ADAPTERS: dict[str, dict[str, Callable[[Fixture], None]]] = {
@@ -10,5 +10,6 @@ ADAPTERS: dict[str, dict[str, Callable[[Fixture], None]]] = {
     "mae": {**mae.ADAPTERS, **mae_data.ADAPTERS, **sa3d.ADAPTERS, **segmentation.MAE},
     "haq": {**segmentation.HAQ, **point_transformer.ADAPTERS, **haq_data.ADAPTERS},
     "sampling": {**sim.ADAPTERS},
+    "peft": {**any2point.ADAPTERS},
 }
 ELSEWHERE = ("ops",)  # folders that a test file of their own covers
