@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.any2point.cells import CellNorm, Cells, cell_max, cell_mean
 from models.layers.tower import quick_gelu
-from models.layers.transformer import dense_attention
+from models.layers.attention.dense import dense_attention
 from utils.errors import UserError
 
 
