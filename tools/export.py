@@ -75,11 +75,18 @@ PLAIN: dict[str, Callable] = {
 }
 
 
-def trace(model: nn.Module, example: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+def unmarked_sort(x: Tensor, *, stable: bool | None, dim: int = -1, descending: bool = False) -> Any:
+    """ONNX has one sort, which takes the lower index first among equals: a stable one, without saying so."""
+    return torch.ops.aten.sort.default(x, dim, descending)
+
+
+def trace(model: nn.Module, example: tuple[Tensor, ...], kind: str) -> torch.export.ExportedProgram:
     """The network as a graph of plain operations."""
     model = model.eval().requires_grad_(False)
     program = torch.export.export(model, example)
     ours = {getattr(operators, name).default: function for name, function in PLAIN.items()}
+    if kind == "onnx":
+        ours[torch.ops.aten.sort.stable] = unmarked_sort
     return program.run_decompositions({**torch.export.default_decompositions(), **ours})
 
 
@@ -143,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(load_into(model, read_checkpoint(args.ckpts), args.ckpts, whole=True).summary())
         path = args.output or Path(args.ckpts).with_suffix(f".{args.format}")
         example = example_for(model, args.batch, args.points)
-        write(trace(model, example), args.format, path)
+        write(trace(model, example, args.format), args.format, path)
         deviation = difference(model, args.format, path, example)
     except (UserError, OSError) as error:
         return tell(str(error))

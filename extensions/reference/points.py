@@ -88,7 +88,7 @@ def farthest_point_sample(points: Tensor, num_samples: int, start: int, skip_nea
 
 def smallest(distances: Tensor, k: int) -> Tensor:
     """Indices (..., k) of the smallest entries of (..., N), ascending, lowest index first among equals, NaN last."""
-    if distances.dtype == torch.float64:
+    if distances.dtype == torch.float64 or torch.compiler.is_exporting():  # exchange formats know no bits
         return distances.sort(dim=-1, stable=True).indices[..., :k]
     # topk leaves the order of ties open, so it gets keys without ties: the bits of a non-negative float sort like the
     # float itself, and the index goes below them. The mask drops the sign that a NaN may carry.

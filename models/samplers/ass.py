@@ -68,7 +68,7 @@ def cell_order(coordinates: Tensor, num_cells: int, levels: int) -> Tensor:
         own = place[:, :1] + torch.arange(place.shape[1], device=place.device)  # where a sorted member goes
         own = torch.where(inside, own, length).expand_as(order).flatten(1)
         sorted_ = order.gather(2, within).flatten(1)
-        order = order.new_empty(batch, length + 1).scatter(1, own, sorted_)[:, :length]
+        order = order.new_zeros(batch, length + 1).scatter(1, own, sorted_)[:, :length]
         cells = split(cells, levels - 1 - level)
     return order
 

@@ -79,7 +79,7 @@ def take(rows: Tensor, orders: Tensor) -> Tensor:
 def inverse(orders: Tensor) -> Tensor:
     """Where each row of the permutations (B, n, K) went."""
     places = torch.arange(orders.shape[1], device=orders.device)[:, None].expand_as(orders)
-    return torch.empty_like(orders).scatter(1, orders, places)
+    return torch.zeros(orders.shape, dtype=orders.dtype, device=orders.device).scatter(1, orders, places)
 
 
 class _Take(torch.autograd.Function):
