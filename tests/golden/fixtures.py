@@ -69,8 +69,8 @@ class Fixture:
     def check(self, actual: Tensor | float, key: str) -> None:
         """Equal to the array `key` within the recorded tolerance and rounding; integers and booleans exactly."""
         expected = self[key]
-        actual = torch.as_tensor(actual).detach()
-        if expected.ndim == actual.ndim + 1 and expected.shape[-1] == 1:  # a scalar stored as (1,), a kernel of size 1
+        actual = actual.detach() if isinstance(actual, Tensor) else torch.tensor(actual, dtype=torch.float64)
+        while expected.ndim > actual.ndim and expected.shape[-1] == 1:  # a scalar stored as (1,), a kernel of size 1
             expected = expected.squeeze(-1)
         atol, rtol = self._tolerance(expected)
         torch.testing.assert_close(
@@ -87,7 +87,9 @@ class Fixture:
             return 0, 0
         largest = expected.abs().max().item()
         rounding = (ROUNDING * torch.finfo(expected.dtype).eps + self.noise) * largest
-        return self.about.get("atol", 1e-5) + rounding, self.about.get("rtol", 0)
+        told = self.about.get("tolerance")
+        told = told if isinstance(told, dict) else {"atol": 1e-5, **self.about}
+        return told.get("atol", 0) + rounding, told.get("rtol", 0)
 
     def check_gradients(self, model: nn.Module, prefix: str, key_map: KeyMap) -> None:
         """Every gradient recorded below the prefix, under the official parameter names."""
