@@ -30,6 +30,8 @@ from tools.experiment import Experiment, config_hash, machine
 from tools.mismatch import mismatches, too_few_steps
 from tools.monitor import duration
 from tools.probe import PROBES, run_probes
+from tools.quantize.check import has_quantization, with_policy
+from tools.quantize.run import QuantizedRun
 from tools.report import results_table, write_report
 from tools.runner import Runner, Stopped
 from tools.splits import DataSplits
@@ -118,8 +120,15 @@ def check_arguments(args: argparse.Namespace, mode: str) -> None:
     for name in ("seeds", "folds"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name}: {getattr(args, name)}; use at least 1")
-    trains = not (args.test or args.svm or args.resume or args.print_config)
-    if mode == "finetune" and trains and not (args.finetune_model or args.scratch_model):
+
+
+def check_start(args: argparse.Namespace, mode: str, config: dict[str, Any]) -> None:
+    """A run says where its weights come from."""
+    if not (mode == "finetune" and not (args.test or args.svm or args.resume or args.print_config)):
+        return
+    if has_quantization(config) and not args.ckpts:
+        raise UserError("quantize: needs --ckpts: the finished float model")
+    if not (args.finetune_model or args.scratch_model or has_quantization(config)):
         raise UserError("say --finetune_model --ckpts P, --scratch_model, --test --ckpts P or --svm")
 
 
@@ -129,11 +138,12 @@ def main(mode: str, argv: Sequence[str] | None = None) -> int:
         args = parse_arguments(mode, argv)
         check_arguments(args, mode)
         loaded, origins = load_config(args.config, [*args.set, *args.overrides])
-        config = to_plain(loaded)
+        config = with_policy(to_plain(loaded))
         for key in ("seed", "deterministic"):
             if getattr(args, key) is not None:
                 config[key], origins[key] = getattr(args, key), "command line"
         check_config(config)
+        check_start(args, mode, config)
         if args.vote and not config["task"].get("vote_times"):
             config["task"]["vote_times"], origins["task.vote_times"] = 10, "command line"
             check_config(config)
@@ -182,13 +192,16 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
     experiment = find_experiment(args)
     data = build_data(config, device, seed)
     seed_everything(seed)  # the same initial weights in every process
-    model = build_model(config, data)
-    checkpoint = read_checkpoint(args.ckpts) if args.ckpts else {}
+    model, task = build_model(config, data), build_task(config)
+    quantized = QuantizedRun(config, model) if has_quantization(config) else None
+    start = recorded_start(experiment, args)
+    checkpoint = read_checkpoint(start) if start and (args.ckpts or quantized) else {}
     weights = "weights: at random"
-    if args.ckpts:
+    if quantized is not None:
+        weights = quantized.load(checkpoint, str(start), data, task, device, testing=args.test)
+    elif args.ckpts:
         weights = load_into(model, checkpoint, args.ckpts, whole=args.test).summary()
     runner = build_runner(config, model.to(device))
-    task = build_task(config)
     runner.prepare(
         model,
         task,
@@ -202,21 +215,37 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
     )
     num_points = check_first_batch(runner)
     seed_everything(seed, dist.rank())  # dropout and the like differ between processes
-    if args.resume:
+    if args.resume and not (quantized is not None and quantized.searches):
         weights = runner.resume()
     experiment.open()  # from here on the run leaves traces
-    start = experiment.read_json("environment.json").get("start", "?") if args.resume else start_of(args)
-    experiment.record_start(config, seed, start)
+    experiment.record_start(config, seed, start or start_of(args))
     announce(experiment, config, data, model, device, weights, tuned)
     trains = not (args.test or args.svm)
     warnings = mismatches(checkpoint, config, num_points, trains)
-    for line in warnings + (too_few_steps(model, runner.total_epochs * runner.steps) if trains else []):
+    afresh = trains and quantized is None
+    for line in warnings + (too_few_steps(model, runner.total_epochs * runner.steps) if afresh else []):
         get_logger().warning(f"warning: {line}")
     del checkpoint  # may be large
-    rows = work(args, runner, task, data)
+    if quantized is not None and quantized.searches and trains:
+        rows = quantized.search(runner, experiment, seed, resume=args.resume)
+    else:
+        rows = work(args, runner, task, data)
+    if quantized is not None and not (quantized.searches and trains):
+        rows = quantized.with_size(rows, experiment)
     if dist.is_main() and not args.svm:
         task.draw(runner.eval_model(), data, runner.autocast, experiment.folder)
-    finish(experiment, [{**row, "start": start} for row in rows], config, data, time.monotonic() - started)
+    finish(
+        experiment,
+        [{**row, "start": start or start_of(args)} for row in rows],
+        config,
+        data,
+        time.monotonic() - started,
+    )
+
+
+def recorded_start(experiment: Experiment, args: argparse.Namespace) -> str | None:
+    """The checkpoint that this run, or the one it continues, starts from."""
+    return experiment.read_json("environment.json").get("start", "?") if args.resume else args.ckpts
 
 
 def check_first_batch(runner: Runner) -> int:

@@ -19,21 +19,22 @@ from utils.errors import UserError
 from utils.schema import hint
 
 Policy = dict[str, tuple[int, int]]
+Layer = nn.Linear | nn.Conv1d | nn.Conv2d
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 MAX_BITS = 8
 
 
 class Quantizer(Protocol):
-    quantizes_activations: bool
-
     def weight(self, weight: Tensor, bits: int, name: str = "weight") -> nn.Module: ...
+
+    def activation(self, bits: int) -> nn.Module: ...
 
     def table_bytes(self, shape: torch.Size, bits: int) -> dict[str, int]: ...
 
 
-def layers_of(model: nn.Module) -> dict[str, nn.Module]:
+def layers_of(model: nn.Module) -> dict[str, Layer]:
     """Every linear and convolutional layer by name, in the order of the modules; of tied ones the first."""
-    layers: dict[str, nn.Module] = {}
+    layers: dict[str, Layer] = {}
     seen: set[int] = set()
     for name, module in model.named_modules():
         if isinstance(module, LAYERS) and id(trained_weight(module)) not in seen:
@@ -42,19 +43,19 @@ def layers_of(model: nn.Module) -> dict[str, nn.Module]:
     return layers
 
 
-def trained_weight(layer: nn.Module) -> nn.Parameter:
+def trained_weight(layer: Any) -> nn.Parameter:
     """What the optimizer moves: the weight, or what stands behind it."""
     if is_quantized(layer):
-        return layer.parametrizations.weight.original  # type: ignore[union-attr,return-value]
-    return layer.weight  # type: ignore[return-value]
+        return layer.parametrizations.weight.original
+    return layer.weight
 
 
 def is_quantized(layer: nn.Module) -> bool:
     return parametrize.is_parametrized(layer, "weight")
 
 
-def parametrization_of(layer: nn.Module) -> Any:
-    return layer.parametrizations.weight[0]  # type: ignore[union-attr,index]
+def parametrization_of(layer: Any) -> Any:
+    return layer.parametrizations.weight[0]
 
 
 def protected(model: nn.Module) -> list[str]:
@@ -111,14 +112,12 @@ def quantize(model: nn.Module, policy: Policy, quantizer: Quantizer) -> nn.Modul
         if is_quantized(layer):
             raise UserError(f"{name}: is quantized already; start from the float checkpoint")
         if bits:
-            set_parametrization(layer, quantizer.weight(layer.weight, bits, f"{name}.weight"))  # type: ignore[arg-type]
+            set_parametrization(layer, quantizer.weight(layer.weight, bits, f"{name}.weight"))
             for other in tied.get(name, ()):
                 _share(layer, other)
         if activation_bits:
-            if not quantizer.quantizes_activations:
-                raise UserError("quantize: activations need a quantizer with equal steps; use quantizer {name: linear}")
-            layer.input_range = quantizer.activation(activation_bits)  # type: ignore[attr-defined]
-            layer.input_range.to(trained_weight(layer).device)  # type: ignore[operator,union-attr]
+            layer.input_range = quantizer.activation(activation_bits)
+            layer.input_range.to(trained_weight(layer).device)
             layer.register_forward_pre_hook(_round_input)
     return model
 
@@ -131,7 +130,7 @@ def set_parametrization(layer: nn.Module, parametrization: nn.Module) -> None:
             trained_weight(layer).copy_(initial())
 
 
-def _tied(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, list[nn.Module]]:
+def _tied(model: nn.Module, layers: Mapping[str, Layer]) -> dict[str, list[nn.Module]]:
     """Other layers that hold the very parameter of a layer."""
     owner = {id(trained_weight(layer)): name for name, layer in layers.items()}
     tied: dict[str, list[nn.Module]] = {}
@@ -141,15 +140,15 @@ def _tied(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, list[n
     return tied
 
 
-def _share(layer: nn.Module, other: nn.Module) -> None:
+def _share(layer: Any, other: Any) -> None:
     """Two layers with one weight keep one weight."""
-    other.weight = nn.Parameter(layer.weight.detach().clone())  # type: ignore[union-attr,operator]
+    other.weight = nn.Parameter(layer.weight.detach().clone())
     parametrize.register_parametrization(other, "weight", nn.Identity())
-    other.parametrizations["weight"] = layer.parametrizations["weight"]  # type: ignore[index,operator]
+    other.parametrizations["weight"] = layer.parametrizations["weight"]
 
 
-def _round_input(layer: nn.Module, inputs: tuple) -> tuple:
-    return (layer.input_range(inputs[0]), *inputs[1:])  # type: ignore[operator]
+def _round_input(layer: Any, inputs: tuple) -> tuple:
+    return (layer.input_range(inputs[0]), *inputs[1:])
 
 
 @contextmanager
@@ -196,4 +195,4 @@ def train_codebooks_only(model: nn.Module) -> None:
 
 def dense_weights(model: nn.Module) -> dict[str, Tensor]:
     """What every quantized layer computes with."""
-    return {name: layer.weight.detach() for name, layer in layers_of(model).items() if is_quantized(layer)}  # type: ignore[union-attr,operator]
+    return {name: layer.weight.detach() for name, layer in layers_of(model).items() if is_quantized(layer)}

@@ -39,15 +39,15 @@ def lloyd(weight: Tensor, centroids: Tensor, max_iter: int = 50) -> Clusters:
     centroids = centroids.detach().double().cpu()
     sums = torch.cat([values.new_zeros(1), values.cumsum(0)])
     smallest_move = TOLERANCE * float(values.var(correction=0))
-    bounds: Tensor | None = None
+    before: tuple[Tensor, Tensor] | None = None
     settled, iteration = False, 0
     while iteration < max_iter and not settled:
         iteration += 1
-        ranks, own, new_bounds = _intervals(values, centroids)
-        moved = _means(values, sums, new_bounds, ranks, own, centroids)
-        settled = bounds is not None and torch.equal(bounds, new_bounds) and torch.equal(kept_ranks, ranks)
+        ranks, own, counts = _intervals(values, centroids)
+        moved = _means(values, sums, counts, ranks, own, centroids)
+        settled = before is not None and torch.equal(before[0], counts) and torch.equal(before[1], ranks)
         step = float((moved - centroids).square().sum())
-        centroids, bounds, kept_ranks = moved, new_bounds, ranks
+        centroids, before = moved, (counts, ranks)
         if step <= smallest_move:
             break
     if not settled:  # the labels belong to the centroids that are returned
@@ -59,7 +59,7 @@ def lloyd(weight: Tensor, centroids: Tensor, max_iter: int = 50) -> Clusters:
 
 
 def _intervals(values: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sorted numbers -> which centroid owns each interval, the nearest centroid of each number, where intervals end.
+    """Sorted numbers -> which centroid owns each interval, the nearest centroid of each number, how many each owns.
 
     Of two centroids equally near the one of lower index owns a number.
     """
@@ -164,6 +164,7 @@ class SharedWeight(nn.Module):
         super().__init__()
         self.bits, self.mean = bits, grad == "mean"
         self.labels: Tensor
+        self.start: Tensor
         self.register_buffer("labels", clusters.labels.to(torch.uint8))
         self.register_buffer("start", clusters.centroids.clone(), persistent=False)
 
@@ -203,12 +204,11 @@ class ProjectedWeight(SharedWeight):
 class KMeans:
     """One codebook a layer, 2^bits values, fewer where the layer has fewer weights.
 
-    max_iter: iterations of k-means (published: 3 while searching, 50 at the end). start: "quantile"
-    (equally filled), "even" (equal steps), the better of both, or "spread" (k-means++, drawn with `seed`). train: "codebook", or "project", the published way, where dense weights train.
-    grad: an entry of the codebook gets the sum (Deep Compression) or the mean (the published way) of its gradients.
+    max_iter: iterations of k-means (published: 3 while searching, 50 at the end). start: "quantile" (equally filled),
+    "even" (equal steps), "best" of both, or "spread" (k-means++, drawn with `seed`). train: "codebook", or "project",
+    the published way, where dense weights train. grad: an entry of the codebook gets the sum (Deep Compression) or the
+    mean (the published way) of its gradients.
     """
-
-    quantizes_activations = False
 
     def __init__(
         self,
@@ -245,6 +245,9 @@ class KMeans:
         clusters = self.cluster(weight, bits, name)
         kind = SharedWeight if self.train == "codebook" else ProjectedWeight
         return kind(clusters, bits, self.grad)
+
+    def activation(self, bits: int) -> nn.Module:
+        raise UserError("quantize: inputs of layers are rounded to equal steps; use quantizer {name: linear}")
 
     def table_bytes(self, shape: torch.Size, bits: int) -> dict[str, int]:
         """Values of each stored table besides the codes."""

@@ -31,12 +31,12 @@ class LinearWeight(nn.Module):
         self.bits = bits
         rows = weight.detach().flatten(1) if per_channel else weight.detach().reshape(1, -1)
         shape = (len(rows),) + (1,) * (weight.ndim - 1) if per_channel else (1,) * weight.ndim
-        self.first, self.last = (1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1) if symmetric else (0, 2**bits - 1)
+        self.first, self.last = 0, 2**bits - 1
         if symmetric and bits == 1:  # two levels cannot hold a zero: plus and minus the mean size
-            self.first, self.last = 0, 1
             size = rows.abs().mean(dim=1)
             low, scale = -size, 2 * size
         elif symmetric:
+            self.first, self.last = 1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1
             top = torch.tensor([threshold(row, bits, clip, self.last) for row in rows])
             low, scale = torch.zeros_like(top), top / self.last
         else:
@@ -112,8 +112,6 @@ class Linear:
     symmetric: steps around zero, which is one of them; else from the smallest weight to the largest. per_channel: a
     scale for every output channel. clip: see models/quant/clip.py (symmetric steps only).
     """
-
-    quantizes_activations = True
 
     def __init__(self, symmetric: bool = True, per_channel: bool = False, clip: Clip = "mse"):
         self.symmetric, self.per_channel, self.clip = symmetric, per_channel, clip

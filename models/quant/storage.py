@@ -61,7 +61,7 @@ class Sizes:
 
     def __init__(self, model: nn.Module, quantizer: Quantizer):
         self.quantizer = quantizer
-        self.shapes = {name: layer.weight.shape for name, layer in layers_of(model).items()}  # type: ignore[union-attr]
+        self.shapes = {name: layer.weight.shape for name, layer in layers_of(model).items()}
         named = unique_tensors(model.state_dict(keep_vars=True))[0]
         weights = {f"{name}.weight" for name in self.shapes}
         self.others: dict[str, Entry] = {
@@ -138,7 +138,7 @@ def unique_tensors(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
 def pack_model(model: nn.Module) -> tuple[dict[str, Tensor], str]:
     """The tensors of the file and the description that goes with them."""
     layers = layers_of(model)
-    shapes = {name: layer.weight.shape for name, layer in layers.items()}  # type: ignore[union-attr]
+    shapes = {name: layer.weight.shape for name, layer in layers.items()}
     policy = policy_of(model)
     state, aliases = unique_tensors(model.state_dict(keep_vars=True))
     tensors = {name: value.detach() for name, value in state.items() if ".parametrizations.weight" not in name}

@@ -76,7 +76,8 @@ class Replay:
         oldest = max(self.count - self.limit, 0)
         places = torch.arange(len(self) - 1)
         after_end = self.rest[(oldest + places - 1) % self.limit, 2] > 0
-        allowed = places[~after_end | (places == 0)]
+        after_end[0] = self.count > self.limit  # what stood before the oldest is not known any more
+        allowed = places[~after_end]
         return self.take(allowed[torch.randint(len(allowed), (size,), generator=generator)])
 
     def state(self) -> dict[str, Any]:

@@ -37,11 +37,11 @@ def input_sizes(layers: Mapping[str, nn.Module], run: Callable[[], Any]) -> dict
     return sizes
 
 
-def raw_features(layers: Mapping[str, nn.Module], sizes: Mapping[str, int]) -> ndarray:
+def raw_features(layers: Mapping[str, Any], sizes: Mapping[str, int]) -> ndarray:
     """(L, 8): what is fixed about every layer."""
     rows = []
     for position, (name, layer) in enumerate(layers.items()):
-        number = layer.weight.numel()  # type: ignore[union-attr,operator]
+        number = layer.weight.numel()
         if isinstance(layer, nn.Linear):
             own = [0, layer.in_features, layer.out_features, 0, 1]
         else:
@@ -52,15 +52,15 @@ def raw_features(layers: Mapping[str, nn.Module], sizes: Mapping[str, int]) -> n
     return np.array(rows, dtype=np.float64)
 
 
-def normalise(columns: ndarray) -> ndarray:
-    """Each column from 0 to 1; a constant one is left as it is."""
+def normalise(columns: ndarray, keep_constant: bool) -> ndarray:
+    """Each column from 0 to 1; a constant one says nothing and becomes 0, or is left as it is, as published."""
     low, high = columns.min(axis=0), columns.max(axis=0)
-    spread = np.where(high > low, high - low, 1.0)
-    return np.where(high > low, (columns - low) / spread, columns)
+    scaled = (columns - low) / np.where(high > low, high - low, 1.0)
+    return np.where(high > low, scaled, columns if keep_constant else 0.0)
 
 
-def embedding(raw: ndarray, previous: float = 1.0, kind: float | None = 1.0) -> ndarray:
-    """(L, 8) -> (L, 10): with the action before (ours: bits over the largest, so at most 1) and whether a weight is
-    asked for. kind None: (L, 9), the published table of the k-means search, where `previous` is 4 bits at the start."""
+def embedding(raw: ndarray, previous: float = 1.0, kind: float | None = 1.0, published: bool = False) -> ndarray:
+    """(L, 8) -> (L, 10): with the action before (bits over the largest, so at most 1) and whether a weight is asked
+    for. kind None: (L, 9), the table of the published k-means search, where `previous` is 4 bits at the start."""
     extra = [np.full((len(raw), 1), value) for value in (previous, kind) if value is not None]
-    return np.concatenate([normalise(raw), *extra], axis=1)
+    return np.concatenate([normalise(raw, keep_constant=published), *extra], axis=1)

@@ -11,6 +11,7 @@ import numpy as np
 
 Cost = Callable[[Sequence[int]], float]
 Pair = tuple[int, int]
+Tables = Sequence[Mapping[int, float]]
 
 
 def to_bits(action: float, allowed: Sequence[int]) -> int:
@@ -40,48 +41,74 @@ def tail_wall(bits: Sequence[int], allowed: Sequence[int], cost: Cost, target: f
     return bits
 
 
+def shift_wall(actions: Sequence[float], allowed: Sequence[int], costs: Tables, target: float) -> list[int]:
+    """All actions are raised or lowered by the same amount, as far up as the sum of the costs fits; what is left goes
+    to the layers of the largest actions first. So an agent says which layers need more than others, and every
+    policy uses the budget. costs: for every layer, by width."""
+
+    def shifted(amount: float) -> list[int]:
+        return [to_bits(min(max(action + amount, 0.0), 1.0), allowed) for action in actions]
+
+    def spent(bits: Sequence[int]) -> float:
+        return sum(table[each] for table, each in zip(costs, bits))
+
+    low, high = -1.0, 1.0
+    if spent(shifted(high)) <= target:
+        return shifted(high)
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if spent(shifted(middle)) <= target else (low, middle)
+    bits, order = shifted(low), sorted(range(len(actions)), key=lambda i: -actions[i])
+    while True:
+        before = list(bits)
+        for place in order:
+            wider = [each for each in allowed if each > bits[place]]
+            changed = [*bits[:place], min(wider), *bits[place + 1 :]] if wider else bits
+            if spent(changed) <= target:
+                bits = changed
+        if bits == before:
+            return bits
+
+
 def cheapest_wall(
-    bits: Sequence[int],
-    allowed: Sequence[int],
-    cost: Cost,
-    target: float,
-    errors: Sequence[Mapping[int, float]],
-    fill: bool,
+    bits: Sequence[int], allowed: Sequence[int], costs: Tables, target: float, errors: Tables
 ) -> list[int]:
-    """Lower by one width where the least error is added for what is saved, until it fits. fill: then raise where the
-    most error goes for what it costs, as long as it fits. errors: for every layer, width -> error."""
+    """Lower by one width where the least error is added for what is saved, until the sum of the costs fits; then raise
+    where the most error goes for what it costs, as long as it fits. costs, errors: for every layer, by width."""
     bits, allowed = list(bits), sorted(allowed)
-    while cost(bits) > target:
-        steps = _steps(bits, allowed, cost, errors, up=False)
+    spent = sum(table[own] for table, own in zip(costs, bits))
+    while spent > target:
+        steps = _steps(bits, allowed, costs, errors, up=False)
         if not steps:
             break
         _, place, width = min(steps)
+        spent += costs[place][width] - costs[place][bits[place]]
         bits[place] = width
-    while fill:
-        steps = [step for step in _steps(bits, allowed, cost, errors, up=True) if _changed(bits, step, cost) <= target]
-        gain, place, width = max(steps, default=(0.0, 0, 0))
-        if gain <= 0:
-            break
+    while True:
+        steps = [
+            (gain, place, width)
+            for gain, place, width in _steps(bits, allowed, costs, errors, up=True)
+            if gain > 0 and spent + costs[place][width] - costs[place][bits[place]] <= target
+        ]
+        if not steps:
+            return bits
+        _, place, width = max(steps)
+        spent += costs[place][width] - costs[place][bits[place]]
         bits[place] = width
-    return bits
-
-
-def _changed(bits: list[int], step: tuple[float, int, int], cost: Cost) -> float:
-    return cost([step[2] if place == step[1] else each for place, each in enumerate(bits)])
 
 
 def _steps(
-    bits: list[int], allowed: Sequence[int], cost: Cost, errors: Sequence[Mapping[int, float]], up: bool
+    bits: list[int], allowed: Sequence[int], costs: Tables, errors: Tables, up: bool
 ) -> list[tuple[float, int, int]]:
     """(change of the error for a unit of cost, layer, its next width) for every layer that can go on."""
-    now, steps = cost(bits), []
+    steps = []
     for place, own in enumerate(bits):
         others = [each for each in allowed if (each > own if up else each < own)]
-        if not others:
-            continue
-        width = min(others) if up else max(others)
-        size = abs(_changed(bits, (0.0, place, width), cost) - now)
-        steps.append((abs(errors[place][own] - errors[place][width]) / max(size, 1e-12), place, width))
+        if others:
+            width = min(others) if up else max(others)
+            size = abs(costs[place][width] - costs[place][own])
+            error = (errors[place][own] - errors[place][width]) * (1 if up else -1)
+            steps.append((error / max(size, 1e-12), place, width))
     return steps
 
 

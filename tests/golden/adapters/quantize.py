@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ from tests.golden.fixtures import Fixture
 from tools.quantize.ddpg import DDPG, Replay
 from tools.quantize.state import embedding, input_sizes, raw_features
 from tools.quantize.wall import haq_bits, pair_wall, tail_wall
+from tools.tasks.distill import Distill
+from tools.tasks.segment import PartSegmentation
+from utils.random import BatchRandom
 
 
 def kmeans_quantize(fixture: Fixture) -> None:
@@ -56,16 +60,9 @@ def layer_from(weight: Tensor, bias: Tensor | None = None, **options: int) -> nn
 
 
 def network(fixture: Fixture) -> nn.Module:
-    names = [name.removesuffix(".weight") for name in fixture.below("param/") if name.endswith(".weight")]
-    return nn.ModuleDict(
-        {
-            name: layer_from(
-                fixture[f"param/{name}.weight"],
-                fixture[f"param/{name}.bias"] if f"param/{name}.bias" in fixture else None,
-            )
-            for name in names
-        }
-    )
+    stored = fixture.below_dict("param/")
+    names = [name.removesuffix(".weight") for name in stored if name.endswith(".weight")]
+    return nn.ModuleDict({name: layer_from(stored[f"{name}.weight"], stored.get(f"{name}.bias")) for name in names})
 
 
 def kmeans_quantize_model(fixture: Fixture) -> None:
@@ -81,7 +78,7 @@ def kmeans_quantize_model(fixture: Fixture) -> None:
             fixture.check(model[name].bias, f"out/{name}.bias")  # type: ignore[arg-type]
         if policy[name][0]:
             shared = model[name].parametrizations.weight  # type: ignore[union-attr]
-            fixture.check(shared[0].labels.int(), f"out/labels/{place}")  # type: ignore[union-attr,index,operator]
+            fixture.check(shared[0].labels.int(), f"out/labels/{place}")  # type: ignore[union-attr,index]
             fixture.check(shared.original, f"out/centroids/{place}")  # type: ignore[union-attr,arg-type]
     weight = fixture[f"param/{names[0]}.weight"]
     quantiles = np.quantile(weight.numpy().ravel(), (np.arange(4) + 0.5) / 4)
@@ -129,7 +126,7 @@ def linear_quantize(fixture: Fixture) -> None:
         layer = nn.ModuleDict({"it": layer_from(weight, bias, **options)})
         fixture.check(layer["it"](x), f"out/{name}/y_calibrating") if f"out/{name}/y_calibrating" in fixture else None
         quantize(layer, {"it": (case["w_bit"], case["a_bit"])}, Linear(clip="kl"))
-        calibrate(layer, lambda layer=layer, x=x: layer["it"](x))
+        calibrate(layer, partial(layer["it"], x))
         rounded, made = layer["it"].input_range, layer["it"].parametrizations.weight[0]  # type: ignore[union-attr,index]
         assert isinstance(rounded, ActivationRange) and isinstance(made, LinearWeight)
         assert bool(rounded.signed) != case["half_wave"]
@@ -173,7 +170,7 @@ def linear_quantize_grad(fixture: Fixture) -> None:
     fixture.check(x.grad, "out/grad_x")  # type: ignore[arg-type]
     fixture.check(rounded.high.grad.reshape(1), "out/grad_activation_range")  # type: ignore[union-attr]
     fixture.check(made.original.grad, "out/grad_weight")  # type: ignore[union-attr,arg-type]
-    fixture.check((made[0].scale * made[0].last).reshape(1), "out/weight_range")  # type: ignore[union-attr,index,operator]
+    fixture.check((made[0].scale * made[0].last).reshape(1), "out/weight_range")  # type: ignore[union-attr,index]
 
 
 class Small(nn.Module):
@@ -212,7 +209,7 @@ def haq_state_embedding(fixture: Fixture) -> None:
     columns = fixture["out/embedding"].shape[1]
     if "w" not in fixture.about:  # the full-size network: from its recorded raw table on
         fixed = fixture["out/raw"][:, :8].numpy()
-        fixture.check(torch.from_numpy(embedding(fixed, previous=4.0, kind=None)), "out/embedding")
+        fixture.check(torch.from_numpy(embedding(fixed, 4.0, None, published=True)), "out/embedding")
         fixture.check(torch.from_numpy(fixed[:, 5]).long(), "out/weight_numel")
         fixture.read.add("out/module_index")  # layers have names here
         return
@@ -221,7 +218,7 @@ def haq_state_embedding(fixture: Fixture) -> None:
     layers = {name: each for name, each in model.named_modules() if isinstance(each, nn.Linear | nn.Conv2d)}
     dummy = torch.zeros(1, 1024, 22) if small else torch.zeros(1, 3, 32, 32)
     raw = raw_features(layers, input_sizes(layers, lambda: model.eval()(dummy)))
-    ours = embedding(raw, previous=4.0, kind=None) if columns == 9 else embedding(raw)
+    ours = embedding(raw, 4.0, None, published=True) if columns == 9 else embedding(raw, published=True)
     fixture.check(torch.from_numpy(ours), "out/embedding")
     places = [place for place, each in enumerate(model.modules()) if isinstance(each, nn.Linear | nn.Conv2d)]
     flatten = [isinstance(each, nn.Flatten) for each in model.modules()]  # a module here, a function upstream
@@ -325,7 +322,30 @@ def replay_memory(fixture: Fixture) -> None:
         fixture.check(batch[key], f"out/{key}")
 
 
+def distill_loss(fixture: Fixture) -> None:
+    student, teacher = fixture["in/student"], fixture["in/teacher"]
+    task = Distill(PartSegmentation(), weight=fixture.about["weight"])
+    task.set_teacher(Answer(teacher))
+    batch = {"points": torch.zeros(len(student), 1, 3), "label": torch.zeros(len(student)), "seg": fixture["in/target"]}
+    losses = task.losses(Answer(student), batch, BatchRandom(0))
+    fixture.check(losses["loss"], "out/loss")
+    fixture.check(losses["distance"], "out/mse")
+    fixture.check(task.task.losses(Answer(student), batch, BatchRandom(0))["loss"], "out/ce")
+
+
+class Answer(nn.Module):
+    """A network that always says the same."""
+
+    def __init__(self, logits: Tensor):
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, points: Tensor, category: Tensor) -> Tensor:
+        return self.logits
+
+
 ADAPTERS = {
+    "distill_loss": distill_loss,
     "kmeans_quantize": kmeans_quantize,
     "kmeans_empty_relocation": kmeans_empty_relocation,
     "kmeans_quantize_model": kmeans_quantize_model,

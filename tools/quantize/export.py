@@ -1,0 +1,78 @@
+"""A finished run as a packed file: `python -m tools.export --quantized --ckpts experiments/.../ckpt-best.pth --out F`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datasets.transforms import apply_all
+from models.quant.storage import Sizes, load_packed, save_quantized
+from tools.build import build_data, build_model, build_task, check_config
+from tools.quantize.check import with_policy
+from tools.quantize.section import Quantization, load_quantized, size_note
+from tools.splits import DataSplits
+from tools.tasks.base import Task
+from tools.tasks.distill import Recorder, logits_of
+from utils.checkpoint import read_checkpoint
+from utils.config import load_config, to_plain
+from utils.errors import UserError
+from utils.random import BatchRandom
+
+COMPARED = 8  # clouds
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ckpts", required=True, help="checkpoint of a quantized run, or a float one with --policy")
+    parser.add_argument("--out", required=True, help="file to write, NAME.safetensors")
+    parser.add_argument("--config", help="configuration; left out, that of the checkpoint")
+    parser.add_argument("--policy", help="policy.yaml of a search, or a number of bits, for a float checkpoint")
+
+
+def export_quantized(args: argparse.Namespace) -> str:
+    """Write the file, read it again, compare the outputs on clouds of the data; says size and outcome."""
+    if Path(args.out).suffix != ".safetensors":
+        raise UserError(f"--out: {args.out}; name it .safetensors")
+    checkpoint = read_checkpoint(args.ckpts)
+    config = with_policy(configuration(args, checkpoint))
+    device = torch.device("cpu")
+    data, task = build_data(config, device, config.get("seed", 0)), build_task(config)
+    section = Quantization(**config["quantize"])
+    model = build_model(config, data)
+    sizes = Sizes(model, section.quantizer)
+    said = load_quantized(model, checkpoint, args.ckpts, section, data, task, device, testing=True, searching=False)
+    size = save_quantized(args.out, model)
+    fresh = build_model(config, data)
+    load_packed(fresh, args.out, section.quantizer)
+    same = torch.equal(outputs(model, task, data), outputs(fresh, task, data))
+    if not same:
+        raise UserError(f"{args.out}: predictions differ after reading it again; do not use it, and report this")
+    return f"{said}\n{args.out}: {size_note(size, sizes.float_file())}; read again: the same predictions, bit by bit"
+
+
+def configuration(args: argparse.Namespace, checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What the checkpoint was made with, or a file; with the bits that the command line names."""
+    config = to_plain(load_config(args.config)[0]) if args.config else checkpoint.get("config")
+    if not isinstance(config, dict) or "model" not in config:
+        raise UserError(f"{args.ckpts}: does not say how it was made; name --config")
+    config = {key: value for key, value in config.items() if key != "search"}
+    if args.policy is not None:
+        chosen = {"bits": int(args.policy)} if args.policy.isdigit() else {"policy": args.policy}
+        config["quantize"] = {**config.get("quantize", {}), **chosen}
+    if "quantize" not in config:
+        raise UserError(f"{args.ckpts}: is of a float run; say with --policy which bits its layers get")
+    check_config(config)
+    return config
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, task: Task, data: DataSplits) -> Tensor:
+    dataset = (data.test or data.fit_set).dataset
+    rng = BatchRandom(0, rank=0, world=1)
+    batch = apply_all(data.eval_transform, dataset.fetch(range(min(COMPARED, len(dataset)))), rng)
+    recorder = Recorder(model.eval()).eval()
+    getattr(task, "task", task).losses(recorder, batch, rng)
+    return logits_of(recorder.output)
