@@ -1,4 +1,4 @@
-"""A finished run as a packed file: `python -m tools.export --quantized --ckpts experiments/.../ckpt-best.pth --out F`."""
+"""A finished run as a packed file: `python -m tools.export --quantized --ckpts RUN/ckpt-best.pth --out F`."""
 
 from __future__ import annotations
 
