@@ -14,28 +14,32 @@ KL_BELOW = 5  # bits; from here on the published rule takes the maximum
 SHARES = 40  # candidates of the search for the smallest squared error
 
 
-def threshold(data: Tensor, bits: int, clip: Clip, levels: int) -> float:
-    """The largest absolute value that is kept; 0 only for data that are all zero.
+def thresholds(rows: Tensor, bits: int, clip: Clip, levels: int) -> Tensor:
+    """(R, n) -> for each row the largest absolute value that is kept; 0 only for one that is all zero.
 
     mse: the one with the smallest squared rounding error. max: nothing is cut. kl: the published rule, for fewer than
     5 bits. levels: steps between zero and the largest value.
     """
-    largest = float(data.abs().max()) if data.numel() else 0.0
-    if largest == 0.0 or clip == "max" or (clip == "kl" and bits >= KL_BELOW):
+    rows = rows.detach().abs()
+    largest = rows.amax(dim=1)
+    if clip == "max" or (clip == "kl" and bits >= KL_BELOW):
         return largest
-    return kl_threshold(data, bits) if clip == "kl" else mse_threshold(data, levels)
+    if clip == "mse":
+        return mse_thresholds(rows, levels)
+    return torch.stack([top.new_tensor(kl_threshold(row, bits)) if top > 0 else top for row, top in zip(rows, largest)])
 
 
-def mse_threshold(data: Tensor, levels: int) -> float:
+def mse_thresholds(rows: Tensor, levels: int) -> Tensor:
     """The cut with the smallest mean squared error of rounding to +-`levels` equal steps."""
-    values = data.detach().flatten().abs().double()
-    largest = float(values.max())
-    errors = []
-    for place in range(1, SHARES + 1):
-        cut = largest * place / SHARES
-        step = cut / max(levels, 1)
-        errors.append(float((values - (values.clamp(max=cut) / step).round() * step).square().mean()))
-    return largest * (int(np.argmin(errors)) + 1) / SHARES
+    rows = rows.abs().double()
+    largest = rows.amax(dim=1, keepdim=True)
+    best, cut = torch.full_like(largest, torch.inf), largest
+    for place in range(SHARES, 0, -1):
+        top = largest * place / SHARES
+        step = (top / max(levels, 1)).clamp(min=torch.finfo(torch.float64).tiny)
+        error = ((torch.minimum(rows, top) / step).round() * step - rows).square().mean(dim=1, keepdim=True)
+        cut, best = torch.where(error < best, top, cut), torch.minimum(error, best)
+    return cut[:, 0].float()
 
 
 def kl_threshold(data: Tensor, bits: int) -> float:
@@ -62,7 +66,3 @@ def kl_threshold(data: Tensor, bits: int) -> float:
         if score < best:
             best, cut = score, (count + 0.5) * width
     return cut
-
-
-def finite_range(data: Tensor) -> tuple[float, float]:
-    return float(torch.amin(data)), float(torch.amax(data))

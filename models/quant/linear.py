@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.quant.clip import Clip, threshold
+from models.quant.clip import Clip, thresholds
 from utils.errors import UserError
 
 RELU6 = 6.0  # activations are cut here at the latest
@@ -37,7 +37,7 @@ class LinearWeight(nn.Module):
             low, scale = -size, 2 * size
         elif symmetric:
             self.first, self.last = 1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1
-            top = torch.tensor([threshold(row, bits, clip, self.last) for row in rows])
+            top = thresholds(rows, bits, clip, self.last)
             low, scale = torch.zeros_like(top), top / self.last
         else:
             low, high = rows.amin(dim=1), rows.amax(dim=1)
@@ -101,7 +101,7 @@ class ActivationRange(nn.Module):
             return
         signed = bool((x < 0).any())
         bits = self.bits - signed
-        cut = threshold(x, bits, self.clip, max(2**bits - 1, 1))
+        cut = float(thresholds(x.reshape(1, -1), bits, self.clip, max(2**bits - 1, 1)))
         self.signed.fill_(float(signed))
         self.high.fill_(min(self.cap, cut, float(x.abs().max())) or self.cap)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.transforms import apply_all
+from models.quant.apply import layers_of
 from models.quant.storage import Sizes, load_packed, save_quantized
 from tools.build import build_data, build_model, build_task, check_config
 from tools.quantize.check import with_policy
@@ -47,10 +48,20 @@ def export_quantized(args: argparse.Namespace) -> str:
     size = save_quantized(args.out, model)
     fresh = build_model(config, data)
     load_packed(fresh, args.out, section.quantizer)
-    same = torch.equal(outputs(model, task, data), outputs(fresh, task, data))
-    if not same:
-        raise UserError(f"{args.out}: predictions differ after reading it again; do not use it, and report this")
-    return f"{said}\n{args.out}: {size_note(size, sizes.float_file())}; read again: the same predictions, bit by bit"
+    if not same_weights(model, fresh):
+        raise UserError(f"{args.out}: differs from the network after reading it again; do not use it, and report this")
+    away = float((outputs(model, task, data) - outputs(fresh, task, data)).abs().max())
+    note = size_note(size, sizes.float_file())
+    return f"{said}\n{args.out}: {note}; read again: every weight the same bits, outputs differ by {away:.1g} at most"
+
+
+def same_weights(model: nn.Module, fresh: nn.Module) -> bool:
+    """Every weight that is used, and every other tensor, bit by bit."""
+    ours, theirs = layers_of(model), layers_of(fresh)
+    state, other = model.state_dict(), fresh.state_dict()
+    return all(torch.equal(layer.weight, theirs[name].weight) for name, layer in ours.items()) and all(
+        torch.equal(value, other[name]) for name, value in state.items() if name in other
+    )
 
 
 def configuration(args: argparse.Namespace, checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A scatter plot as PNG: policies tried are pale dots, rows of the table have names, the best of each size are joined."""
+"""A scatter plot as PNG: policies tried are pale dots, rows of the table have names, the best of a size are joined."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def draw_plot(
         for point in series.points:
             _dot(pen, place(*point), 2, tuple((c + 2 * 255) // 3 for c in color))
         if series.points:
-            spot = (LEFT + 10 + 150 * number, HEIGHT - 18)
-            _dot(pen, spot, 4, color)
-            pen.text((spot[0] + 10, spot[1] - 6), f"{series.name}, held-out", fill="black")
+            across = LEFT + 10 + 150 * number
+            _dot(pen, (across, HEIGHT - 18), 4, color)
+            pen.text((across + 10, HEIGHT - 24), f"{series.name}, held-out", fill="black")
     pen.line([place(x, y) for x, y, _ in pareto(named)], fill=(120, 120, 120), width=1)
     for x, y, name in named:
         spot = place(x, y)
@@ -92,6 +92,6 @@ def _axes(pen: Any, place: Scale, title: str, label: str) -> None:
         pen.text((across - 14, HEIGHT - BOTTOM + 8), f"{x:.0f}", fill="black")
 
 
-def _dot(pen: Any, spot: tuple[float, float], radius: int, color: tuple[int, ...]) -> None:
+def _dot(pen: Any, spot: Sequence[float], radius: int, color: tuple[int, ...]) -> None:
     x, y = spot
     pen.ellipse([x - radius, y - radius, x + radius, y + radius], fill=color)

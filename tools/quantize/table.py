@@ -63,6 +63,7 @@ def _cases() -> dict[str, Case]:
 
 
 CASES = _cases()
+NAMES = {"ddpg": "HAQ (ddpg)"}
 
 
 @dataclass
@@ -93,9 +94,8 @@ def write_tables(root: Path, cases: Iterable[str], seeds: int, agents: list[str]
         parts.append(markdown(case, lines, searches(case, root, agents)))
         sized = [(line.bytes / 1000, statistics.fmean(line.values), line.label) for line in lines if line.bytes]
         tried = [Series(agent, episodes(case, root, agent)) for agent in agents]
-        draw_plot(
-            root / f"pareto_{name}.png", sized, tried, f"{case.title}: {case.metric}, tested", "kilobytes on disk"
-        )
+        title = f"{case.title}: {case.metric}, tested"
+        draw_plot(root / f"pareto_{name}.png", sized, tried, title, "kilobytes on disk")
     path = root / "table.md"
     root.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(parts), encoding="utf-8")
@@ -110,10 +110,7 @@ def lines_of(case: Case, root: Path, seeds: int, agents: list[str]) -> list[Line
         ("float", plain, "float"),
         ("float, trained on as long as below", plain, "longer"),
         *((f"uniform {bits}", tuned, f"test_uniform{bits}") for bits in (4, 3, 2)),
-        *(
-            (f"{'HAQ (ddpg)' if agent == 'ddpg' else agent}, bytes of uniform 3", tuned, f"test_{agent}")
-            for agent in agents
-        ),
+        *((f"{NAMES.get(agent, agent)}, bytes of uniform 3", tuned, f"test_{agent}") for agent in agents),
         ("uniform 3 + fine-tune", tuned, "uniform3"),
         ("HAQ + fine-tune", tuned, "ddpg"),
         ("HAQ + fine-tune + distil", distilled, "ddpg"),
