@@ -36,9 +36,7 @@ def start(tmp_path_factory) -> tuple[Path, dict, str]:
 
 
 def written(start, tmp_path: Path, name: str = "run.yaml", **changes) -> Path:
-    config = changed(
-        copy.deepcopy(start[1]), {"quantize": {"bits": 3}, **{k.replace("__", "."): v for k, v in changes.items()}}
-    )
+    config = changed(copy.deepcopy(start[1]), {"quantize": {"bits": 3}, **changes})
     return write_config(tmp_path, config, name)
 
 
