@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from extensions import ops
+from models.layers.attention.dense import dense_attention
 from models.layers.category import join_features
 from models.layers.rows import linear_norm, on_rows
-from models.layers.attention.dense import dense_attention
 from models.point_transformer import mlp
 from utils.errors import UserError
 

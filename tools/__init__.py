@@ -9,8 +9,10 @@ TASKS = Registry(
         "classify": "tools.tasks.classify:Classify",
         "part_segmentation": "tools.tasks.segment:PartSegmentation",
         "semantic_segmentation": "tools.tasks.segment:SemanticSegmentation",
+        "distill": "tools.tasks.distill:Distill",
     },
 )
+TASKS.parts["task"] = TASKS  # distillation wraps another task
 
 OPTIMIZERS = Registry(
     "optimizer",
@@ -25,5 +27,16 @@ SCHEDULERS = Registry(
         "milestones": "tools.schedule:Milestones",
         "decay": "tools.schedule:Decay",
         "constant": "tools.schedule:Constant",
+    },
+)
+
+AGENTS = Registry(
+    "agent",
+    {
+        "ddpg": "tools.quantize.agents:DdpgAgent",
+        "random": "tools.quantize.agents:RandomAgent",
+        "uniform": "tools.quantize.agents:UniformAgent",
+        "greedy": "tools.quantize.agents:GreedyAgent",
+        "evolutionary": "tools.quantize.agents:EvolutionaryAgent",
     },
 )

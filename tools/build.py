@@ -14,6 +14,7 @@ from models.layers.sync_batchnorm import convert_sync_batchnorm
 from tools import OPTIMIZERS, SCHEDULERS, TASKS
 from tools.frozen import filled
 from tools.optim import parameter_groups
+from tools.quantize.check import check_quantize
 from tools.runner import Runner
 from tools.splits import DataSplits, check_data
 from tools.tasks.base import Task
@@ -23,6 +24,7 @@ from utils.errors import UserError
 from utils.schema import check_arguments, check_required, check_type, hint, parameters
 
 SECTIONS = ("task", "model", "data", "optimizer", "scheduler", "runner", "compat", "seed", "device", "deterministic")
+QUANTIZED = ("quantize", "search")
 SIZES = {"num_classes": "num_classes", "num_categories": "num_classes", "num_parts": "num_parts"}  # model: data
 NEW_HEAD = ("head.",)  # may have another shape than in the checkpoint
 
@@ -38,8 +40,8 @@ def compat(point_mae_schedule: bool = False) -> dict[str, bool]:
 def check_config(config: Mapping[str, Any]) -> None:
     """Raise UserError for the first section, name, option or type that is wrong, before anything is read or built."""
     for key in config:
-        if key not in SECTIONS:
-            raise UserError(f"{key}: no such section.{hint(key, SECTIONS)}")
+        if key not in (*SECTIONS, *QUANTIZED):
+            raise UserError(f"{key}: no such section.{hint(key, (*SECTIONS, *QUANTIZED))}")
     for key in ("task", "model", "data", "optimizer"):
         if not isinstance(config.get(key), Mapping):
             raise UserError(f"{key}: section missing; the configuration needs it")
@@ -59,6 +61,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     for key, kind in (("seed", int), ("device", str), ("deterministic", bool)):
         if key in config:
             check_type(config[key], kind, key)
+    check_quantize(config)
     if config.get("seed", 0) < 0:
         raise UserError(f"seed: {config['seed']}; use 0 or more")
 

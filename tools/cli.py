@@ -31,6 +31,8 @@ from tools.frozen import describe_parameters, frozen_at_random, save_trained
 from tools.mismatch import mismatches, too_few_steps
 from tools.monitor import duration
 from tools.probe import PROBES, run_probes
+from tools.quantize.check import has_quantization, with_policy
+from tools.quantize.run import QuantizedRun
 from tools.report import results_table, write_report
 from tools.runner import Runner, Stopped
 from tools.splits import DataSplits
@@ -120,8 +122,15 @@ def check_arguments(args: argparse.Namespace, mode: str) -> None:
     for name in ("seeds", "folds"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name}: {getattr(args, name)}; use at least 1")
-    trains = not (args.test or args.svm or args.resume or args.print_config)
-    if mode == "finetune" and trains and not (args.finetune_model or args.scratch_model):
+
+
+def check_start(args: argparse.Namespace, mode: str, config: dict[str, Any]) -> None:
+    """A run says where its weights come from."""
+    if not (mode == "finetune" and not (args.test or args.svm or args.resume or args.print_config)):
+        return
+    if has_quantization(config) and not args.ckpts:
+        raise UserError("quantize: needs --ckpts: the finished float model")
+    if not (args.finetune_model or args.scratch_model or has_quantization(config)):
         raise UserError("say --finetune_model --ckpts P, --scratch_model, --test --ckpts P or --svm")
 
 
@@ -131,11 +140,12 @@ def main(mode: str, argv: Sequence[str] | None = None) -> int:
         args = parse_arguments(mode, argv)
         check_arguments(args, mode)
         loaded, origins = load_config(args.config, [*args.set, *args.overrides])
-        config = to_plain(loaded)
+        config = with_policy(to_plain(loaded))
         for key in ("seed", "deterministic"):
             if getattr(args, key) is not None:
                 config[key], origins[key] = getattr(args, key), "command line"
         check_config(config)
+        check_start(args, mode, config)
         if args.vote and not config["task"].get("vote_times"):
             config["task"]["vote_times"], origins["task.vote_times"] = 10, "command line"
             check_config(config)
@@ -185,16 +195,19 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
     experiment = find_experiment(args)
     data = build_data(config, device, seed)
     seed_everything(seed)  # the same initial weights in every process
-    model = build_model(config, data)
-    checkpoint = read_checkpoint(args.ckpts) if args.ckpts else {}
+    model, task = build_model(config, data), build_task(config)
+    quantized = QuantizedRun(config, model) if has_quantization(config) else None
+    start = recorded_start(experiment, args)
+    checkpoint = read_checkpoint(start) if start and (args.ckpts or quantized) else {}
     weights, loaded = "weights: at random", list[str]()
-    if args.ckpts:
+    if quantized is not None:
+        weights = quantized.load(checkpoint, str(start), data, task, device, testing=args.test)
+    elif args.ckpts:
         found = load_into(model, checkpoint, args.ckpts, whole=args.test)
         weights, loaded = found.summary(), found.loaded
     if not (args.test or args.svm or args.resume):  # else it lies in the checkpoint, or is not needed
         weights = "; ".join(filter(None, (weights, put_teacher(model))))
     runner = build_runner(config, model.to(device))
-    task = build_task(config)
     runner.prepare(
         model,
         task,
@@ -208,22 +221,38 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
     )
     num_points = check_first_batch(runner)
     seed_everything(seed, dist.rank())  # dropout and the like differ between processes
-    if args.resume:
+    if args.resume and not (quantized is not None and quantized.searches):
         weights = runner.resume()
     experiment.open()  # from here on the run leaves traces
-    start = experiment.read_json("environment.json").get("start", "?") if args.resume else start_of(args)
-    experiment.record_start(config, seed, start)
+    experiment.record_start(config, seed, start or start_of(args))
     announce(experiment, config, data, model, device, weights, tuned)
     trains = not (args.test or args.svm)
     warnings = mismatches(checkpoint, config, num_points, trains)
-    warnings += [] if args.resume else frozen_at_random(model, loaded)
-    for line in warnings + (too_few_steps(model, runner.total_epochs * runner.steps) if trains else []):
+    afresh = trains and quantized is None
+    warnings += frozen_at_random(model, loaded) if afresh and not args.resume else []
+    for line in warnings + (too_few_steps(model, runner.total_epochs * runner.steps) if afresh else []):
         get_logger().warning(f"warning: {line}")
     del checkpoint  # may be large
-    rows = work(args, runner, task, data)
+    if quantized is not None and quantized.searches and trains:
+        rows = quantized.search(runner, experiment, seed, resume=args.resume)
+    else:
+        rows = work(args, runner, task, data)
+    if quantized is not None and not (quantized.searches and trains):
+        rows = quantized.with_size(rows, experiment)
     if dist.is_main() and not args.svm:
         task.draw(runner.eval_model(), data, runner.autocast, experiment.folder)
-    finish(experiment, [{**row, "start": start} for row in rows], config, data, time.monotonic() - started)
+    finish(
+        experiment,
+        [{**row, "start": start or start_of(args)} for row in rows],
+        config,
+        data,
+        time.monotonic() - started,
+    )
+
+
+def recorded_start(experiment: Experiment, args: argparse.Namespace) -> str | None:
+    """The checkpoint that this run, or the one it continues, starts from."""
+    return experiment.read_json("environment.json").get("start", "?") if args.resume else args.ckpts
 
 
 def check_first_batch(runner: Runner) -> int:

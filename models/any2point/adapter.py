@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.any2point.cells import CellNorm, Cells, cell_max, cell_mean
-from models.layers.tower import quick_gelu
 from models.layers.attention.dense import dense_attention
+from models.layers.tower import quick_gelu
 from utils.errors import UserError
 
 

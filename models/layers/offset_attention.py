@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from extensions import ops
+from models.layers.attention.dense import dense_attention
 from models.layers.patch_embed import max_over_points
 from models.layers.rows import linear_norm, on_rows
-from models.layers.attention.dense import dense_attention
 
 TINY = 1e-9  # added to the sums that the columns of an attention matrix are divided by
 

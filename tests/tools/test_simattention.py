@@ -10,8 +10,8 @@ from datasets.packed import write_packed
 from tests.helpers import rows_of
 from tools.build import check_config
 from tools.cli import main
-from tools.export import difference, example_for, trace
 from tools.export import main as export
+from tools.graph import difference, example_for, trace
 from utils.config import load_config, to_plain
 from utils.errors import UserError
 
@@ -95,7 +95,7 @@ def test_sampling_and_neighbours_are_written_out(name: str, tmp_path: Path) -> N
 def test_what_is_missing_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     import builtins
 
-    from tools.export import needed
+    from tools.graph import needed
 
     real = builtins.__import__
     monkeypatch.setattr(

@@ -34,6 +34,11 @@ class Task:
 
     watch = "loss"
     higher_is_better = False
+    wants_teacher = False  # whether `set_teacher` must be called before the first batch
+
+    def set_teacher(self, teacher: nn.Module) -> None:
+        """The finished network that a task compares with."""
+        raise NotImplementedError
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor], rng: BatchRandom) -> dict[str, Tensor]:
         """Scalars to log; `loss` is the one to minimise. Those with a slash in the name are details, left out of
