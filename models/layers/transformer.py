@@ -5,7 +5,7 @@ B clouds, L tokens, C channels, H heads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -17,6 +17,9 @@ from utils.errors import UserError
 # "trunc_normal" (0.02) is the published start; it makes the position embedding of 3 coordinates so small that the
 # network sees no positions for many epochs. "torch", each layer's own default, suits short training.
 Init = Literal["trunc_normal", "torch"]
+
+# (index, block, x, position, bias) -> x: what may run a block in place of `block(x + position, bias)`
+Step = Callable[[int, nn.Module, Tensor, Tensor, "Tensor | None"], Tensor]
 
 EXPLICIT_BELOW = 2048  # on a CPU explicit softmax beats scaled_dot_product_attention up to about this many tokens
 
@@ -95,17 +98,26 @@ class Block(nn.Module):
 
 
 class Blocks(nn.Module):
-    """Blocks with the position embedding added before each; one drop path rate a block."""
+    """Blocks with the position embedding added before each; one drop path rate a block.
+
+    step: set from outside to run the blocks in another way, with prompts for instance; it belongs to no state.
+    """
 
     def __init__(self, dim: int, num_heads: int, drop_path_rates: Sequence[float], mlp_ratio: float = 4.0):
         super().__init__()
         self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_ratio, rate) for rate in drop_path_rates)
+        self.step: Step | None = None
 
     def forward(self, x: Tensor, position: Tensor, bias: Tensor | None = None) -> Tensor:
         """x, position (B, L, C), `bias` as for Attention -> (B, L, C)."""
-        for block in self.blocks:
-            x = block(x + position, bias)
+        for index in range(len(self.blocks)):
+            x = self.run(index, x, position, bias)
         return x
+
+    def run(self, index: int, x: Tensor, position: Tensor, bias: Tensor | None = None) -> Tensor:
+        """One block."""
+        block = self.blocks[index]
+        return block(x + position, bias) if self.step is None else self.step(index, block, x, position, bias)
 
 
 class Transformer(Blocks):
