@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from datasets.transforms import apply_all
+from models.peft.apply import OWN
+from tools.adapt import ADAPTER, adapt, entries, fill_banks, is_adapted, load_adapter, report, save_adapter
 from tools.build import (
     build_data,
     build_device,
@@ -36,7 +38,7 @@ from tools.splits import DataSplits
 from tools.sweep import ALL_FOLDS, EPISODE, is_sweep, prefix, start_of, sweep, with_episode
 from tools.tasks.base import Task, evaluating
 from utils import dist
-from utils.checkpoint import read_checkpoint
+from utils.checkpoint import read_checkpoint, weights_in
 from utils.config import describe_config, load_config, to_plain
 from utils.cpu import tune
 from utils.errors import UserError, first_line
@@ -63,6 +65,7 @@ def parse_arguments(mode: str, argv: Sequence[str] | None) -> argparse.Namespace
     parser.add_argument("--exp_name", default="default", help="name of the run: experiments/<config>/<exp_name>/")
     parser.add_argument("--root", default="experiments", help="where the folders of the runs lie")
     parser.add_argument("--ckpts", help="checkpoint to start from, test or probe")
+    parser.add_argument("--adapter", help="adaptation-only file, put on the backbone of --ckpts (see `peft` in the docs)")
     parser.add_argument("--resume", action="store_true", help="continue the run of this name")
     parser.add_argument("--overwrite", action="store_true", help="start anew; an old folder is kept under another name")
     parser.add_argument("--test", action="store_true", help="test the checkpoint, train nothing")
@@ -103,6 +106,8 @@ def check_arguments(args: argparse.Namespace, mode: str) -> None:
         raise UserError("--resume continues from the run's own checkpoint; leave out --ckpts")
     if args.test and not args.ckpts:
         raise UserError("--test needs --ckpts: which model to test")
+    if args.adapter and not args.ckpts:
+        raise UserError("--adapter needs --ckpts: the backbone that the adaptation was trained on")
     if args.finetune_model and args.scratch_model:
         raise UserError("--finetune_model starts from a checkpoint, --scratch_model from nothing; choose one")
     if args.finetune_model and not args.ckpts and not (args.resume and not is_sweep(args)):
@@ -184,9 +189,7 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
     seed_everything(seed)  # the same initial weights in every process
     model = build_model(config, data)
     checkpoint = read_checkpoint(args.ckpts) if args.ckpts else {}
-    weights = "weights: at random"
-    if args.ckpts:
-        weights = load_into(model, checkpoint, args.ckpts, whole=args.test).summary()
+    weights = put_weights(args, config, model, checkpoint)
     runner = build_runner(config, model.to(device))
     task = build_task(config)
     runner.prepare(
@@ -203,7 +206,8 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
     num_points = check_first_batch(runner)
     seed_everything(seed, dist.rank())  # dropout and the like differ between processes
     if args.resume:
-        weights = runner.resume()
+        weights.append(runner.resume())
+    weights += fill_banks(runner.models(), data, runner.autocast)
     experiment.open()  # from here on the run leaves traces
     start = experiment.read_json("environment.json").get("start", "?") if args.resume else start_of(args)
     experiment.record_start(config, seed, start)
@@ -217,6 +221,24 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
     if dist.is_main() and not args.svm:
         task.draw(runner.eval_model(), data, runner.autocast, experiment.folder)
     finish(experiment, [{**row, "start": start} for row in rows], config, data, time.monotonic() - started)
+
+
+def put_weights(
+    args: argparse.Namespace, config: dict[str, Any], model: nn.Module, checkpoint: dict[str, Any]
+) -> list[str]:
+    """Weights, then adaptations; a finished adapted model is a checkpoint of both. Says what was loaded."""
+    if not args.ckpts:
+        adapt(model, config)
+        return [] if args.resume else ["weights: at random"]
+    finished = entries(config) and any(key.startswith(OWN) for key in weights_in(checkpoint, args.ckpts))
+    if finished or (args.test and not args.adapter):
+        adapt(model, config)
+        return [load_into(model, checkpoint, args.ckpts, whole=args.test).summary()]
+    lines = [load_into(model, checkpoint, args.ckpts, whole=False).summary()]
+    adapt(model, config)
+    if args.adapter:
+        lines.append(load_adapter(model, args.adapter))
+    return lines
 
 
 def check_first_batch(runner: Runner) -> int:
@@ -244,6 +266,8 @@ def work(args: argparse.Namespace, runner: Runner, task: Task, data: DataSplits)
         selection, epoch = runner.load_best()
         best = labelled(task.conclude(runner.eval_model(), data, runner.autocast), selection)
         rows += [{**row, "best_epoch": epoch} for row in best]
+    if is_adapted(runner.model) and dist.is_main():
+        save_adapter(runner.eval_model(), runner.config, runner.experiment.folder / ADAPTER)
     return rows
 
 
@@ -262,7 +286,7 @@ def announce(
     data: DataSplits,
     model: nn.Module,
     device: torch.device,
-    weights: str,
+    weights: list[str],
     tuned: list[str],
 ) -> None:
     log = start_logging(dist.is_main(), experiment.folder / "train.log")
@@ -271,7 +295,8 @@ def announce(
     log.info(f"folder: {experiment.folder}")
     log.info(data.describe())
     log.info(f"model: {config['model']['name']}, {trained:,} parameters trained, {frozen:,} frozen")
-    log.info(weights)
+    for line in weights + (report(model) if is_adapted(model) else []):
+        log.info(line)
     log.info(f"device: {device}, {machine()}, {dist.world_size()} process(es), {torch.get_num_threads()} threads")
     log.info(f"process set-up: {', '.join(tuned) or 'nothing to do'}")
 

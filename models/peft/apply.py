@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,18 +14,19 @@ from torch import Tensor, nn
 
 from models.peft import PEFT
 from models.peft.base import HEAD, Method
+from utils.checkpoint import tensor_hash
 from utils.errors import UserError
 
+ENCODER = "encoder."
 OWN = "peft."  # what adaptations add to a model is named below it
 
 
 class Adaptation(nn.Module):
     """The methods on one model, and how the tensors of the backbone that they change were before."""
 
-    def __init__(self, methods: Sequence[Method]):
+    def __init__(self, methods: Sequence[Method], trained_before: Sequence[str]):
         super().__init__()
-        self.methods = nn.ModuleList(methods)
-        self.fresh: tuple[str, ...] = ()  # tensors of the backbone that came from no checkpoint
+        self.methods, self.trained_before = nn.ModuleList(methods), tuple(trained_before)
         self._names: list[str] = []  # of the tensors kept as original0, original1, ...
 
     def keep(self, tensors: Mapping[str, Tensor]) -> None:
@@ -61,16 +61,13 @@ class Count:
         )
 
 
-def apply_peft(model: nn.Module, entries: Sequence[Mapping[str, Any]], fresh: Iterable[str] = ()) -> nn.Module:
-    """Freeze the model but for its head, then put every adaptation on it. Returns the model.
-
-    fresh: names of tensors that came from no checkpoint; they are saved with an adaptation even if they are frozen.
-    """
+def apply_peft(model: nn.Module, entries: Sequence[Mapping[str, Any]]) -> nn.Module:
+    """Freeze the model but for its head, then put every adaptation on it. Returns the model."""
     if getattr(model, "peft", None) is not None:
         raise UserError("the model is adapted already; remove_peft it first")
     if not entries:
         raise UserError("peft: an empty list; leave the section out to train everything")
-    before = {name: tensor for name, tensor in model.state_dict().items()}
+    before, trained = model.state_dict(), [name for name, p in model.named_parameters() if p.requires_grad]
     model.requires_grad_(False)
     methods: list[Method] = []
     try:
@@ -79,16 +76,17 @@ def apply_peft(model: nn.Module, entries: Sequence[Mapping[str, Any]], fresh: It
     except Exception:
         for method in reversed(methods):
             method.detach()
+        for name in trained:
+            model.get_parameter(name).requires_grad_()
         raise
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(HEAD) or any(method.trains(name) for method in methods))
     for method in methods:
         method.settle(model)
-    adaptation = Adaptation(methods)
+    adaptation = Adaptation(methods, trained)
     changing = [n for n, p in model.named_parameters() if p.requires_grad and not n.startswith(HEAD)]
     changing += [n for n, _ in model.named_buffers() if not n.startswith(HEAD)]
     adaptation.keep({name: before[name] for name in changing if name in before})
-    adaptation.fresh = tuple(name for name in fresh if name in before and not name.startswith(HEAD))
     model.peft = adaptation.to(next(model.parameters()).device)  # the last child: its `train` comes after all others
     return model
 
@@ -106,15 +104,12 @@ def methods_of(model: nn.Module) -> list[Method]:
 
 def remove_peft(model: nn.Module) -> nn.Module:
     """Take all adaptations off; the backbone is again what it was before, the head stays as trained."""
-    adaptation = adaptation_of(model)
-    for method in reversed(methods_of(model)):
-        method.detach()
+    adaptation = _take_off(model)
     own = model.state_dict()
     with torch.no_grad():
         for name, value in adaptation.originals().items():
             own[name].copy_(value)
-    del model.peft
-    return model.requires_grad_(True)
+    return model
 
 
 def merge_peft(model: nn.Module) -> nn.Module:
@@ -129,10 +124,18 @@ def merge_peft(model: nn.Module) -> nn.Module:
     for method in methods:
         if method.mergeable:
             method.merge()
-    for method in reversed(methods):
+    _take_off(model)
+    return model
+
+
+def _take_off(model: nn.Module) -> Adaptation:
+    adaptation = adaptation_of(model)
+    for method in reversed(methods_of(model)):
         method.detach()
     del model.peft
-    return model.requires_grad_(True)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(HEAD) or name in adaptation.trained_before)
+    return adaptation
 
 
 def key_map_of(model: nn.Module) -> Callable[[str], str | None]:
@@ -190,15 +193,14 @@ def unused_parameters(model: nn.Module) -> list[str]:
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    """Every tensor that the backbone's checkpoint does not give back: trained, added, changed, or of no checkpoint."""
-    adaptation, state = adaptation_of(model), model.state_dict()
-    kept_out = tuple(f"{OWN}{name}" for name, _ in adaptation.named_buffers(recurse=False))
-    copies = _copies_of_backbone(model)
-    changing = {*adaptation.originals(), *adaptation.fresh}
+    """Every tensor that the pre-trained encoder does not give back: trained, added, changed, or outside of it."""
+    adaptation = adaptation_of(model)
+    left_out = _copies_of_backbone(model) | {f"{OWN}{name}" for name, _ in adaptation.named_buffers(recurse=False)}
+    changing = adaptation.originals()
     return {
         name: tensor
-        for name, tensor in state.items()
-        if name not in copies and not name.startswith(kept_out) and (name.startswith((OWN, HEAD)) or name in changing)
+        for name, tensor in model.state_dict().items()
+        if name not in left_out and (name in changing or not name.startswith(ENCODER))
     }
 
 
@@ -218,17 +220,9 @@ def load_adapter_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def backbone_hash(model: nn.Module) -> str:
-    """Of every frozen weight that an adaptation relies on; equal for backbones that are equal bit for bit."""
+    """Of the frozen weights that an adaptation relies on; equal for encoders that are equal bit for bit."""
     saved = adapter_state(model)
-    return tensor_hash({n: p for n, p in model.named_parameters() if n not in saved and not n.startswith(OWN)})
-
-
-def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return tensor_hash({n: p for n, p in model.named_parameters() if n not in saved and n.startswith(ENCODER)})
 
 
 def _copies_of_backbone(model: nn.Module) -> set[str]:

@@ -69,6 +69,12 @@ class DAPT(Method):
     def trains(self, name: str) -> bool:
         return self.class_token and is_class_token(name)
 
+    def unused(self) -> list[str]:
+        """The prompts of the last blocks, where nothing reads them."""
+        read = hasattr(self, "wider")
+        ends = [(i, n - 1) for i, n in enumerate(self.blocks) if not (read and i + 1 == len(self.blocks))]
+        return [f"stages.{stage}.{block}.prompt.{kind}" for stage, block in ends for kind in ("scale", "shift")]
+
     def step(
         self, stage: int, index: int, block: nn.Module, x: Tensor, position: Tensor, bias: Tensor | None
     ) -> Tensor:

@@ -91,6 +91,7 @@ class PointPEFT(Method):
         if self.prompt_xyz is not None:
             nn.init.trunc_normal_(self.prompt_xyz, std=0.02)
         stages, self.stages = stages_of(model), nn.ModuleList()
+        declared = "unused_weights" in self.compat
         inner = _one_a_stage("adapter_dim", adapter_dim, len(stages))
         outer = inner if outer_dim is None else _one_a_stage("outer_dim", outer_dim, len(stages))
         for number, stage in enumerate(stages):
@@ -99,13 +100,13 @@ class PointPEFT(Method):
             options: dict[str, Any] = {
                 "adapter_dim": inner[number],
                 "outer_dim": outer[number],
-                "prior_dim": prior_dim if number + 1 == len(stages) else 0,
+                "prior_dim": prior_dim if number + 1 == len(stages) and (bank or declared) else 0,
                 "num_prompts": num_prompts,
                 "num_heads": stage.blocks[0].attn.num_heads if self.as_keys else 0,  # type: ignore[union-attr]
                 "gate_start": gate_start if self.gated else 0.0,
                 "gated": self.gated,
                 "dropout": dropout,
-                "declare_unused": "unused_weights" in self.compat,
+                "declare_unused": declared,
             }
             blocks = [BlockParts(width, has_prompts=i < with_prompts, **options) for i in range(depth)]
             shared = SharedAttention(width, inner_dim, inner_heads, pooling)
@@ -126,11 +127,12 @@ class PointPEFT(Method):
         return BIAS.search(name) is not None or name.startswith(FINAL_NORM) or is_class_token(name)
 
     def unused(self) -> list[str]:
-        names = []
+        names, prompted = [], False
         for key, module in self.named_modules():
             if isinstance(module, BlockParts):
-                names += [f"{key}.{name}" for name in module.unused()]
-        return names
+                names += [f"{key}.{name}" for name in module.unused(self.bank_from is not None)]
+                prompted |= module.has_prompts
+        return names if prompted or self.as_keys else [*names, "prompt_xyz"]
 
     def settle(self, model: nn.Module) -> None:
         if self.extractor is not None:
@@ -284,13 +286,14 @@ class BlockParts(nn.Module):
             self.prompts = nn.Parameter(nn.init.trunc_normal_(torch.empty(num_prompts, width), std=0.02))
             self.prior = Bottleneck(width, prior_dim, dropout) if prior_dim else None
         if gated or declare_unused:
-            self.gate = nn.Parameter(torch.full((1,), gate_start))
+            self.gate = nn.Parameter(torch.full((1,), float(gate_start)))
         if has_prompts and num_heads:
             self.key_gate = nn.Parameter(torch.zeros(1, num_heads, 1, 1))
 
-    def unused(self) -> list[str]:
+    def unused(self, with_bank: bool) -> list[str]:
         idle = [] if self.gated else ["gate"]
-        idle += [] if self.has_prompts else ["prompts", "prior"]
+        idle += [] if self.has_prompts else ["prompts"]
+        idle += [] if self.has_prompts and with_bank else ["prior"]
         return [name for name, _ in self.named_parameters() if name.split(".")[0] in idle]
 
 

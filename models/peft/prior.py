@@ -79,6 +79,9 @@ class Extractor(nn.Module):
     def train(self, mode: bool = True) -> Extractor:
         return super().train(False)
 
+    def encode(self, points: Tensor) -> Tensor:
+        return self(points)
+
     @torch.no_grad()
     def forward(self, points: Tensor) -> Tensor:
         """(B, N, 3) -> (B, C)."""

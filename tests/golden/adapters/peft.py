@@ -77,7 +77,7 @@ def one_block(fixture: Fixture, model: nn.Module, **options: Any) -> tuple[Point
     """The adaptation on a model whose first block has the recorded parameters."""
     config = tolerances(fixture)
     common = {"num_prompts": config["num_tokens"], "adapter_dim": config["adapter_dim"]}
-    common |= {"inner_dim": INNER, "inner_heads": config["num_heads"]}
+    common |= {"inner_dim": INNER, "inner_heads": config["num_heads"], "bank": "build"}
     apply_peft(model, [{"name": "point_peft", **common, **options}])
     key_map, state = key_map_of(model), model.state_dict()
     for key in fixture.below("param/"):
@@ -189,7 +189,7 @@ def pointpeft_m2ae_block(fixture: Fixture) -> None:
 
 
 def adapted(fixture: Fixture, model: nn.Module, feature: str, **options: Any) -> PointPEFT:
-    apply_peft(model, [{"name": "point_peft", "inner_dim": INNER, **options}])
+    apply_peft(model, [{"name": "point_peft", "inner_dim": INNER, "bank": "build", **options}])
     load(model, fixture, without_copies(model))
     method = model.eval().peft.methods[0]  # type: ignore[union-attr, index]
     assert isinstance(method, PointPEFT)
@@ -200,6 +200,9 @@ def adapted(fixture: Fixture, model: nn.Module, feature: str, **options: Any) ->
 
 def without_copies(model: nn.Module) -> Callable[[str], str | None]:
     """Upstream's names; what we keep of the backbone as it was is no part of them."""
+    for method in model.peft.methods:  # type: ignore[union-attr]
+        if hasattr(method, "extractor"):
+            method.extractor = None
     for name in [name for name, _ in model.peft.named_buffers(recurse=False)]:  # type: ignore[union-attr]
         delattr(model.peft, name)
     model.peft._names.clear()  # type: ignore[union-attr]
