@@ -90,7 +90,7 @@ def report(model: nn.Module) -> list[str]:
 
 def save_adapter(model: nn.Module, config: Mapping[str, Any], path: Path) -> None:
     """What is not in the backbone's checkpoint, with all that is needed to put it on again."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     metadata = {
         "format": FORMAT,
@@ -101,7 +101,7 @@ def save_adapter(model: nn.Module, config: Mapping[str, Any], path: Path) -> Non
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in adapter_state(model).items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(tensors, temporary, metadata)
+        temporary.write_bytes(save(tensors, metadata))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -143,13 +143,13 @@ def read_adapter(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def without_gradient(model: nn.Module, num_points: int) -> int:
-    """Trained parameters that one backward pass does not reach, or not with anything but zeros."""
+    """Trained parameters that one backward pass does not reach."""
     for method in memory_bank.wanting(model):
         method.set_bank(torch.nn.functional.normalize(torch.randn(model.num_features, 64), dim=0))  # type: ignore[call-overload]
     model.train()
     out = model(torch.randn(2, num_points, 3), *([torch.zeros(2, dtype=torch.long)] if _takes_category(model) else []))
     out.float().square().mean().backward()
-    reached = sum(p.numel() for p in model.parameters() if p.requires_grad and p.grad is not None and p.grad.any())
+    reached = sum(p.numel() for p in model.parameters() if p.requires_grad and p.grad is not None)
     return sum(p.numel() for p in model.parameters() if p.requires_grad) - reached
 
 

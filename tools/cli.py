@@ -294,7 +294,8 @@ def announce(
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     log.info(f"folder: {experiment.folder}")
     log.info(data.describe())
-    log.info(f"model: {config['model']['name']}, {trained:,} parameters trained, {frozen:,} frozen")
+    sizes = "adapted" if is_adapted(model) else f"{trained:,} parameters trained, {frozen:,} frozen"
+    log.info(f"model: {config['model']['name']}, {sizes}")
     for line in weights + (report(model) if is_adapted(model) else []):
         log.info(line)
     log.info(f"device: {device}, {machine()}, {dist.world_size()} process(es), {torch.get_num_threads()} threads")

@@ -73,6 +73,7 @@ def apply_peft(model: nn.Module, entries: Sequence[Mapping[str, Any]]) -> nn.Mod
     try:
         for index, entry in enumerate(entries):
             methods.append(PEFT.build(entry, f"peft.{index}", model=model))
+            methods[-1].attach()
     except Exception:
         for method in reversed(methods):
             method.detach()

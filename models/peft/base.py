@@ -18,7 +18,7 @@ HEAD = "head."  # parameters below it are the task's, new for every task and alw
 
 
 class Method(nn.Module):
-    """One adaptation of one model. It is built on the model, acts until `detach`, and owns what it adds.
+    """One adaptation of one model. It is built for the model, acts from `attach` to `detach`, and owns what it adds.
 
     The model is not a part of it: only hooks and replaced callables lead from the model here, so that the tensors of
     the backbone keep their names.
@@ -28,6 +28,7 @@ class Method(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self._plan: list[Callable[[], Callable[[], object]]] = []  # each acts and returns what takes it back
         self._undo: list[Callable[[], object]] = []
 
     def trains(self, name: str) -> bool:
@@ -49,6 +50,11 @@ class Method(nn.Module):
         """Write the adaptation into the weights of the backbone. Only where `mergeable`."""
         raise NotImplementedError
 
+    def attach(self) -> None:
+        """Act on the model from now on."""
+        while self._plan:
+            self._undo.append(self._plan.pop(0)())
+
     def detach(self) -> None:
         """Leave the model; what it was is put back."""
         while self._undo:
@@ -58,22 +64,33 @@ class Method(nn.Module):
 
     def hook(self, module: nn.Module, function: Callable) -> None:
         """function(module, inputs, output) may return another output."""
-        self._undo.append(module.register_forward_hook(function).remove)
+        self._plan.append(lambda: module.register_forward_hook(function).remove)
 
     def hook_before(self, module: nn.Module, function: Callable) -> None:
         """function(module, inputs) may return other inputs."""
-        self._undo.append(module.register_forward_pre_hook(function).remove)
+        self._plan.append(lambda: module.register_forward_pre_hook(function).remove)
 
     def take_step(self, blocks: Blocks, step: Callable) -> None:
         """Run the blocks by `step`. One adaptation alone can."""
-        if blocks.step is not None:
-            raise UserError("two of the adaptations insert tokens (vpt, idpt, dapt, point_peft); use one of them")
-        blocks.step = step
-        self._undo.append(partial(setattr, blocks, "step", None))
 
-    def replace(self, parent: nn.Module, name: str, module: nn.Module) -> None:
-        self._undo.append(partial(setattr, parent, name, getattr(parent, name)))
-        setattr(parent, name, module)
+        def act() -> Callable[[], object]:
+            if blocks.step is not None:
+                raise UserError("two of the adaptations insert tokens (vpt, idpt, dapt, point_peft); use one of them")
+            blocks.step = step
+            return partial(setattr, blocks, "step", None)
+
+        self._plan.append(act)
+
+    def replace(self, parent: nn.Module, name: str, new: object) -> None:
+        """Another module or function under this name."""
+
+        def act() -> Callable[[], object]:
+            own = name in parent._modules
+            undo = partial(setattr, parent, name, getattr(parent, name)) if own else partial(delattr, parent, name)
+            setattr(parent, name, new)
+            return undo
+
+        self._plan.append(act)
 
 
 class PerForward(dict):
@@ -96,9 +113,14 @@ def width_of(blocks: Blocks) -> int:
     return blocks.blocks[0].norm1.weight.shape[0]  # type: ignore[union-attr, return-value]
 
 
-def class_tokens(model: nn.Module) -> int:
-    """How many tokens stand before the patches."""
-    return 1 if isinstance(getattr(model, "cls_token", None), nn.Parameter) else 0
+class Places:
+    """Where the patches begin: after a class token in a classifier of one scale, but not where it encodes a cloud."""
+
+    def __init__(self, model: nn.Module):
+        self.num_group = getattr(model, "num_group", None)
+
+    def first(self, x: Tensor) -> int:
+        return 0 if self.num_group is None else x.shape[1] - self.num_group
 
 
 def is_class_token(name: str) -> bool:
@@ -149,7 +171,7 @@ class WiderHead:
 def reads_class_and_patches(model: nn.Module) -> bool:
     """Whether the head classifies [class token, one vector of the patches], as Point-MAE's does."""
     head = getattr(model, "head", None)
-    if not isinstance(head, nn.Sequential) or not isinstance(head[0], nn.Linear) or not class_tokens(model):
+    if not isinstance(head, nn.Sequential) or not isinstance(head[0], nn.Linear) or not hasattr(model, "cls_token"):
         return False
     return head[0].in_features == 2 * width_of(stages_of(model)[-1])
 

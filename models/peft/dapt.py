@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from models.peft.base import (
     Method,
     PerForward,
+    Places,
     WiderHead,
-    class_tokens,
     insert,
     is_class_token,
     reads_class_and_patches,
@@ -50,7 +50,7 @@ class DAPT(Method):
         super().__init__()
         if rank < 1:
             raise UserError(f"rank: {rank}; use at least 1")
-        self.each, self.class_token, self.place = positions == "each", class_token, class_tokens(model)
+        self.each, self.class_token, self.places = positions == "each", class_token, Places(model)
         self.carried = PerForward()
         self.stages, self.blocks = nn.ModuleList(), []
         for number, stage in enumerate(stages_of(model)):
@@ -78,14 +78,15 @@ class DAPT(Method):
     def step(
         self, stage: int, index: int, block: nn.Module, x: Tensor, position: Tensor, bias: Tensor | None
     ) -> Tensor:
+        place = self.places.first(x)
         x = x + position if index == 0 or self.each else x
         prompts = self.carried.pop(stage, None) if index > 0 else None
         number = 0 if prompts is None else prompts.shape[1]
         if prompts is not None:
-            x = insert(x, prompts, self.place)
-        x, prompt = self.stages[stage][index](block, x, widen_bias(bias, number, self.place))  # type: ignore[index]
+            x = insert(x, prompts, place)
+        x, prompt = self.stages[stage][index](block, x, widen_bias(bias, number, place))  # type: ignore[index]
         if prompts is not None:
-            x, prompts = take_out(x, number, self.place)
+            x, prompts = take_out(x, number, place)
         prompts = prompt if prompts is None else torch.cat([prompt, prompts], dim=1)
         self.carried[stage if index + 1 < self.blocks[stage] else "out"] = prompts
         return x

@@ -13,8 +13,8 @@ from extensions import ops
 from models.peft.base import (
     Method,
     PerForward,
+    Places,
     WiderHead,
-    class_tokens,
     insert,
     is_class_token,
     reads_class_and_patches,
@@ -48,7 +48,7 @@ class IDPT(Method):
         if not -depth <= layer < depth:
             raise UserError(f"layer: {layer}; there are {depth} blocks")
         self.layer, self.depth, self.class_token = layer % depth, depth, class_token
-        self.place = class_tokens(model)
+        self.places = Places(model)
         self.network = DynamicPrompt(width, k, num_layers)
         self.position = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, width), std=0.02), train_position)
         self.carried = PerForward()
@@ -63,9 +63,10 @@ class IDPT(Method):
     def step(self, index: int, block: nn.Module, x: Tensor, position: Tensor, bias: Tensor | None) -> Tensor:
         if index < self.layer:
             return block(x + position, bias)
-        prompt = self.network(x[:, self.place :]) if index == self.layer else self.carried.pop("prompt")
-        x = insert(x, prompt, self.place) + insert(position, self.position, self.place)
-        x, prompt = take_out(block(x, widen_bias(bias, 1, self.place)), 1, self.place)
+        place = self.places.first(x)
+        prompt = self.network(x[:, place:]) if index == self.layer else self.carried.pop("prompt")
+        x = insert(x, prompt, place) + insert(position, self.position, place)
+        x, prompt = take_out(block(x, widen_bias(bias, 1, place)), 1, place)
         self.carried["prompt" if index + 1 < self.depth else "out"] = prompt
         return x
 

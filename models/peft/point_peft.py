@@ -20,7 +20,7 @@ from models.layers.transformer import dense_attention
 from models.peft.base import (
     Method,
     PerForward,
-    class_tokens,
+    Places,
     insert,
     is_class_token,
     stages_of,
@@ -84,7 +84,7 @@ class PointPEFT(Method):
         self.number, self.as_keys, self.gated, self.adapter_scale = num_prompts, prompts == "keys", ffn == "gate", adapter_scale
         self.propagate, self.center, self.compat = propagate, center, frozenset(compat)
         self.temperature, self.leave_one_out, self.bank_from = temperature, leave_one_out, bank
-        self.place, self.skip = class_tokens(model), bool(getattr(model, "skip_near_origin", False))
+        self.places, self.skip = Places(model), bool(getattr(model, "skip_near_origin", False))
         self.num_groups, self.group_sizes = _groups(model)
         self.prompt_dropout = nn.Dropout(dropout)
         self.prompt_xyz = None if self.as_keys else nn.Parameter(torch.empty(num_prompts, 3))
@@ -118,8 +118,7 @@ class PointPEFT(Method):
             self.extractor = Extractor(model, several, query_num_groups, query_group_sizes)
         self.scene = PerForward()
         self._group = model.group
-        model.group = self.group  # type: ignore[assignment]
-        self._undo.append(partial(delattr, model, "group"))
+        self.replace(model, "group", self.group)
         for number, stage in enumerate(stages):
             self.take_step(stage, partial(self.step, number))
 
@@ -192,16 +191,17 @@ class PointPEFT(Method):
         shared, parts = self.stages[stage].shared, self.stages[stage].blocks[index]  # type: ignore[index, union-attr]
         prompts, x = self._prompts(parts, stage), x + position
         as_tokens = prompts is not None and not self.as_keys
+        place = self.places.first(x)
         if as_tokens:
-            x = insert(x, prompts, self.place)
-            bias = self._widen(bias)
+            x = insert(x, prompts, place)
+            bias = self._widen(bias, place)
         x = x + self._attention(block, parts, x, bias, prompts if self.as_keys else None)
         f = block.drop_path(block.mlp(block.norm2(x)))  # type: ignore[operator]
         x = x + (parts.gate * parts.inner(f) if self.gated else f + self.adapter_scale * parts.inner(f))
         hoods = self.scene["prompted" if as_tokens else "plain", stage]
-        x = self._look_around(shared, parts, block.drop_path, x, hoods, self.number if as_tokens else 0)
+        x = self._look_around(shared, parts, block.drop_path, x, hoods, place, self.number if as_tokens else 0)
         x = parts.outer(x)
-        return take_out(x, self.number, self.place)[0] if as_tokens else x
+        return take_out(x, self.number, place)[0] if as_tokens else x
 
     def _prompts(self, parts: BlockParts, stage: int) -> Tensor | None:
         """(T, C), or with a bank (B, T, C)."""
@@ -210,10 +210,10 @@ class PointPEFT(Method):
         prompts, prior = self.prompt_dropout(parts.prompts), self.scene.get("prior")
         return prompts if prior is None or parts.prior is None else prompts + parts.prior(prior)
 
-    def _widen(self, bias: Tensor | None) -> Tensor | None:
+    def _widen(self, bias: Tensor | None, place: int) -> Tensor | None:
         if bias is not None and "shifted_mask" in self.compat:
             return F.pad(bias, (0, self.number, 0, self.number))
-        return widen_bias(bias, self.number, self.place)
+        return widen_bias(bias, self.number, place)
 
     def _attention(
         self, block: nn.Module, parts: BlockParts, x: Tensor, bias: Tensor | None, prompts: Tensor | None
@@ -236,11 +236,18 @@ class PointPEFT(Method):
         return attn.proj(out.transpose(1, 2).flatten(2))  # type: ignore[operator, union-attr]
 
     def _look_around(
-        self, shared: nn.Module, parts: BlockParts, drop_path: Any, x: Tensor, hoods: Neighbourhoods, number: int
+        self,
+        shared: nn.Module,
+        parts: BlockParts,
+        drop_path: Any,
+        x: Tensor,
+        hoods: Neighbourhoods,
+        place: int,
+        number: int,
     ) -> Tensor:
         """The geometry-aware adapter; class token and prompts stay as they are."""
-        before, tokens = x[:, : self.place + number], x[:, self.place + number :]
-        inserted = before[:, self.place :]
+        before, tokens = x[:, : place + number], x[:, place + number :]
+        inserted = before[:, place:]
         first = "prompt_rows" in self.compat
         rows = torch.cat([inserted, tokens] if first else [tokens, inserted], dim=1) if number else tokens
         pooled = shared(rows, hoods.index, drop_path)

@@ -96,14 +96,10 @@ def recorded_hoods(fixture: Fixture) -> Neighbourhoods:
     return Neighbourhoods(fixture["in/knn_index_local"].long(), fixture["in/center_index_local"].long(), weights)
 
 
-def classifier_around(config: dict, rows: int, tokens: int, **options: Any) -> PointMAEClassifier:
+def classifier_around(config: dict, tokens: int) -> PointMAEClassifier:
     """A model of one block with the recorded sizes."""
     sizes = {"embed_dim": config["dim"], "num_heads": config["num_heads"], "num_group": tokens, "group_size": 2}
-    model = PointMAEClassifier(2, depth=1, **sizes, **options)
-    if rows == tokens:
-        del model.cls_token
-        model.cls_token = None  # type: ignore[assignment]
-    return model
+    return PointMAEClassifier(2, depth=1, **sizes)
 
 
 def pointpeft_mae_block(fixture: Fixture, prompted: bool) -> None:
@@ -111,7 +107,7 @@ def pointpeft_mae_block(fixture: Fixture, prompted: bool) -> None:
     tokens = fixture["in/center1"].shape[1]
     method, block = one_block(
         fixture,
-        classifier_around(config, x.shape[1], tokens),
+        classifier_around(config, tokens),
         prompt_blocks=int(prompted),
         prior_dim=fixture["param/cp_adapter.ln1.bias"].shape[0],
         compat=["prompt_rows", "unused_weights"],
@@ -146,7 +142,7 @@ def pointpeft_mae_modelnet_block(fixture: Fixture) -> None:
     run = fixture.about["run_args"]
     method, block = one_block(
         fixture,
-        classifier_around(config, x.shape[1], fixture["in/center1"].shape[1]),
+        classifier_around(config, fixture["in/center1"].shape[1]),
         prompts="keys",
         ffn="gate",
         prior_dim=config["cp_adapter_dim"],
@@ -167,7 +163,7 @@ def pointpeft_m2ae_block(fixture: Fixture) -> None:
     for key, compat in (("block_persample", ["shifted_mask"]), ("block_maskfixed_persample", [])):
         method, block = one_block(
             fixture,
-            classifier_around(config, x.shape[1], x.shape[1]),
+            classifier_around(config, x.shape[1]),
             prompt_blocks=None,
             ffn="gate",
             prior_dim=fixture["param/cp_adapter.ln1.bias"].shape[0] if config["has_cp_adapter"] else 0,
