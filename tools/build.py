@@ -22,7 +22,19 @@ from utils.checkpoint import LoadReport, load_weights, weights_in
 from utils.errors import UserError
 from utils.schema import check_arguments, check_required, check_type, hint, parameters
 
-SECTIONS = ("task", "model", "peft", "data", "optimizer", "scheduler", "runner", "compat", "seed", "device", "deterministic")
+SECTIONS = (
+    "task",
+    "model",
+    "peft",
+    "data",
+    "optimizer",
+    "scheduler",
+    "runner",
+    "compat",
+    "seed",
+    "device",
+    "deterministic",
+)
 SIZES = {"num_classes": "num_classes", "num_categories": "num_classes", "num_parts": "num_parts"}  # model: data
 NEW_HEAD = ("head.",)  # may have another shape than in the checkpoint
 

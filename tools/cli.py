@@ -65,7 +65,9 @@ def parse_arguments(mode: str, argv: Sequence[str] | None) -> argparse.Namespace
     parser.add_argument("--exp_name", default="default", help="name of the run: experiments/<config>/<exp_name>/")
     parser.add_argument("--root", default="experiments", help="where the folders of the runs lie")
     parser.add_argument("--ckpts", help="checkpoint to start from, test or probe")
-    parser.add_argument("--adapter", help="adaptation-only file, put on the backbone of --ckpts (see `peft` in the docs)")
+    parser.add_argument(
+        "--adapter", help="adaptation-only file, put on the backbone of --ckpts (see `peft` in the docs)"
+    )
     parser.add_argument("--resume", action="store_true", help="continue the run of this name")
     parser.add_argument("--overwrite", action="store_true", help="start anew; an old folder is kept under another name")
     parser.add_argument("--test", action="store_true", help="test the checkpoint, train nothing")

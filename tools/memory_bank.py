@@ -98,7 +98,9 @@ def check_bank(found: Mapping[str, Any], method: PointPEFT, data: DataSplits, pa
                 "python -m tools.memory_bank, the same --config and --ckpts"
             )
     if meta.get("fingerprint") != needed["fingerprint"]:
-        return [f"{path}: holds {meta.get('dataset')} ({meta.get('clouds')} clouds), not the training split of this run"]
+        return [
+            f"{path}: holds {meta.get('dataset')} ({meta.get('clouds')} clouds), not the training split of this run"
+        ]
     return []
 
 

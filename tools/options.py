@@ -13,6 +13,7 @@ from typing import Any
 from datasets import DATASETS, TRANSFORMS
 from datasets.fewshot import Episode
 from models import MASKS, MODELS
+from models.peft import PEFT
 from tools import OPTIMIZERS, SCHEDULERS, TASKS
 from tools.build import compat
 from tools.cli import Parser, tell
@@ -26,6 +27,7 @@ KINDS: dict[str, tuple[str, Registry | Callable]] = {  # kind: where it stands, 
     "task": ("task", TASKS),
     "model": ("model", MODELS),
     "mask": ("model.mask", MASKS),
+    "peft": ("peft, a list", PEFT),
     "data": ("data", DataSplits),
     "few_shot": ("data.few_shot", Episode),
     "dataset": ("data.train, .val, .test", DATASETS),
@@ -35,7 +37,11 @@ KINDS: dict[str, tuple[str, Registry | Callable]] = {  # kind: where it stands, 
     "runner": ("runner", Runner),
     "compat": ("compat", compat),
 }
-FROM_PROGRAM = {"optimizer": {"params"}, "data": {"seed", "device"}}  # arguments that are no configuration keys
+FROM_PROGRAM = {
+    "optimizer": {"params"},
+    "peft": {"model"},
+    "data": {"seed", "device"},
+}  # arguments that are no configuration keys
 
 
 def overview() -> list[str]:

@@ -179,15 +179,15 @@ def count_methods(model: nn.Module) -> list[Count]:
         own = dict(method.named_parameters())
         trained = existing + sum(p.numel() for p in own.values() if p.requires_grad)
         frozen = sum(p.numel() for _, p in named) - existing
-        counts.append(Count(type(method).__name__, trained, 0, frozen, sum(own[key].numel() for key in method.unused())))
+        counts.append(
+            Count(type(method).__name__, trained, 0, frozen, sum(own[key].numel() for key in method.unused()))
+        )
     return counts
 
 
 def unused_parameters(model: nn.Module) -> list[str]:
     """Names of trained parameters that never take part; processes must not wait for their gradients."""
-    return [
-        f"{OWN}methods.{index}.{key}" for index, method in enumerate(methods_of(model)) for key in method.unused()
-    ]
+    return [f"{OWN}methods.{index}.{key}" for index, method in enumerate(methods_of(model)) for key in method.unused()]
 
 
 # ---------------------------------------------------------------- the adaptation alone

@@ -81,7 +81,12 @@ class PointPEFT(Method):
         super().__init__()
         if num_prompts < 3:
             raise UserError(f"num_prompts: {num_prompts}; two places are the bank's summary, so use at least 3")
-        self.number, self.as_keys, self.gated, self.adapter_scale = num_prompts, prompts == "keys", ffn == "gate", adapter_scale
+        self.number, self.as_keys, self.gated, self.adapter_scale = (
+            num_prompts,
+            prompts == "keys",
+            ffn == "gate",
+            adapter_scale,
+        )
         self.propagate, self.center, self.compat = propagate, center, frozenset(compat)
         self.temperature, self.leave_one_out, self.bank_from = temperature, leave_one_out, bank
         self.places, self.skip = Places(model), bool(getattr(model, "skip_near_origin", False))

@@ -58,7 +58,9 @@ class Extractor(nn.Module):
         if several == hasattr(self.backbone, name):
             raise UserError(f"query_{name}s: {value}; give {'one number' if several else 'one number a scale'}")
         if several and len(value) != len(getattr(self.backbone, f"{name}s")):
-            raise UserError(f"query_{name}s: {value}; the backbone has {len(getattr(self.backbone, f'{name}s'))} scales")
+            raise UserError(
+                f"query_{name}s: {value}; the backbone has {len(getattr(self.backbone, f'{name}s'))} scales"
+            )
         setattr(self.backbone, f"{name}s" if several else name, tuple(value) if several else value)
 
     @property

@@ -247,8 +247,12 @@ def pointpeft_mae_cls(fixture: Fixture) -> None:
     )
     seen: list[Tensor] = []
     watch(model.encoder.transformer, seen)
-    model.encoder.transformer.norm.register_forward_hook(lambda _, args, out: check_first(fixture, out, "out/final_norm", False) if len(out) > 1 else None)
-    model.encoder.embed.register_forward_hook(lambda _, args, out: fixture.check(out, "out/tokens_embed") if len(out) > 1 else None)
+    model.encoder.transformer.norm.register_forward_hook(
+        lambda _, args, out: check_first(fixture, out, "out/final_norm", False) if len(out) > 1 else None
+    )
+    model.encoder.embed.register_forward_hook(
+        lambda _, args, out: fixture.check(out, "out/tokens_embed") if len(out) > 1 else None
+    )
     fixture.check(model(points), "out/logits_persample")
     fixture.check(torch.stack(seen), "out/block_outputs_persample")
     fixture.check(method.scene["prior"], "out/cache_prompt")
@@ -349,7 +353,9 @@ def dapt_cls(fixture: Fixture) -> None:
     norms: list[Tensor] = []
     norm = model.encoder.transformer.norm
     norm.register_forward_pre_hook(lambda _, args: norms.append(nn.LayerNorm.forward(norm, args[0])))  # not scaled yet
-    fixture.check(PatchEmbed.forward(model.eval().encoder.embed, model.group(points)[0]), "out/tokens")  # not scaled yet
+    fixture.check(
+        PatchEmbed.forward(model.eval().encoder.embed, model.group(points)[0]), "out/tokens"
+    )  # not scaled yet
     fixture.check(model.eval()(points), "out/logits")
     tokens, prompts = norms
     fixture.check(torch.cat([tokens[:, :1], prompts, tokens[:, 1:]], dim=1), "out/final_norm")

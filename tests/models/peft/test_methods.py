@@ -43,7 +43,12 @@ METHODS: dict[str, list[dict]] = {
     "point_peft_no_bank": [{**POINT_PEFT, "bank": None}],
     "vpt_deep": [{"name": "vpt", "num_prompts": 3}],
     "vpt_shallow": [{"name": "vpt", "num_prompts": 3, "mode": "shallow"}],
-    "several": [{"name": "freeze_stats"}, {"name": "lora", "rank": 2}, {"name": "vpt"}, {"name": "unfreeze", "parameters": ["norm"]}],
+    "several": [
+        {"name": "freeze_stats"},
+        {"name": "lora", "rank": 2},
+        {"name": "vpt"},
+        {"name": "unfreeze", "parameters": ["norm"]},
+    ],
 }
 CLASSIFIERS = ("PointMAEClassifier", "PointM2AEClassifier")
 MODELS = (*CLASSIFIERS, "PointMAESegmenter", "PointM2AESegmenter")
