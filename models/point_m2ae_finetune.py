@@ -24,9 +24,9 @@ LABEL_DIM = 64  # channels that tell a segmenter the category of a cloud
 class PointM2AEClassifier(HierarchicalModel):
     """The tokens of the coarsest scale, pooled, then an MLP.
 
-    pooling: "sum", mean + maximum over the tokens, is the official ModelNet40 network; "mean_max" [mean, maximum], that
-    of Point-PEFT; "concat" the same in the official ScanObjectNN network, whose maximum leaves out the first token as if
-    it were a class token.
+    pooling: "sum", mean + maximum over the tokens, is the official ModelNet40 network; "mean_max", [mean, maximum],
+    that of Point-PEFT; "concat" the same in the official ScanObjectNN network, whose maximum leaves out the first token
+    as if it were a class token.
     """
 
     def __init__(

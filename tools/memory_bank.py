@@ -1,6 +1,6 @@
 """The memory bank of Point-PEFT: one unit vector for each training cloud, as the frozen backbone sees it.
 
-python -m tools.memory_bank --config cfgs/peft/point_peft_scan_hardest.yaml --ckpts ckpts/pretrained_model.pth --out bank.pth
+python -m tools.memory_bank --config cfgs/peft/point_peft_scan_hardest.yaml --ckpts P --out bank.pth
 """
 
 from __future__ import annotations

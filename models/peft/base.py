@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -110,7 +111,8 @@ def stages_of(model: nn.Module) -> list[Blocks]:
 
 
 def width_of(blocks: Blocks) -> int:
-    return blocks.blocks[0].norm1.weight.shape[0]  # type: ignore[union-attr, return-value]
+    block: Any = blocks.blocks[0]
+    return block.norm1.weight.shape[0]
 
 
 class Places:
@@ -142,7 +144,9 @@ def take_out(tokens: Tensor, number: int, place: int) -> tuple[Tensor, Tensor]:
 
 def widen_bias(bias: Tensor | None, number: int, place: int) -> Tensor | None:
     """Attention bias (B, 1, L or 1, L) for `number` more tokens at `place`, which everybody sees and which see all."""
-    for dim in () if bias is None else (-2, -1):
+    if bias is None:
+        return None
+    for dim in (-2, -1):
         if dim == -2 and bias.shape[dim] == 1:
             continue  # one row for all queries
         shape = list(bias.shape)

@@ -35,7 +35,7 @@ class DAPT(Method):
     shifted, channel by channel.
 
     positions: added once, before the first block, as published, or before each as the backbone was trained.
-    head_prompt: Point-MAE's classifier reads the mean of the prompts too (published on ScanObjectNN, not on ModelNet40).
+    head_prompt: Point-MAE's classifier reads the mean of the prompts too (published on ScanObjectNN, not ModelNet40).
     """
 
     def __init__(

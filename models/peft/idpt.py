@@ -5,6 +5,8 @@ B clouds, G patches, K neighbours, C channels.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,7 +56,8 @@ class IDPT(Method):
         self.carried = PerForward()
         self.take_step(stage, self.step)
         if reads_class_and_patches(model):
-            self.norm = (stage.norm,)  # in a tuple: not a part of this module
+            norm: Any = stage.norm
+            self.norm = (norm,)  # in a tuple: not a part of this module
             self.wider = WiderHead(self, model, self.for_head)
 
     def trains(self, name: str) -> bool:

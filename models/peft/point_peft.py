@@ -100,6 +100,7 @@ class PointPEFT(Method):
         inner = _one_a_stage("adapter_dim", adapter_dim, len(stages))
         outer = inner if outer_dim is None else _one_a_stage("outer_dim", outer_dim, len(stages))
         for number, stage in enumerate(stages):
+            first: Any = stage.blocks[0]
             width, depth = width_of(stage), len(stage.blocks)
             with_prompts = depth if prompt_blocks is None else min(prompt_blocks, depth)
             options: dict[str, Any] = {
@@ -107,7 +108,7 @@ class PointPEFT(Method):
                 "outer_dim": outer[number],
                 "prior_dim": prior_dim if number + 1 == len(stages) and (bank or declared) else 0,
                 "num_prompts": num_prompts,
-                "num_heads": stage.blocks[0].attn.num_heads if self.as_keys else 0,  # type: ignore[union-attr]
+                "num_heads": first.attn.num_heads if self.as_keys else 0,
                 "gate_start": gate_start if self.gated else 0.0,
                 "gated": self.gated,
                 "dropout": dropout,
@@ -119,10 +120,11 @@ class PointPEFT(Method):
         self.register_buffer("bank", None, persistent=False)
         self.extractor = None
         if bank is not None:
-            several = "mean_max" if len(stages) > 1 else "max"
-            self.extractor = Extractor(model, several, query_num_groups, query_group_sizes)
+            how: Pooling = "mean_max" if len(stages) > 1 else "max"
+            self.extractor = Extractor(model, how, query_num_groups, query_group_sizes)
         self.scene = PerForward()
-        self._group = model.group
+        own: Any = model.group
+        self._group = own
         self.replace(model, "group", self.group)
         for number, stage in enumerate(stages):
             self.take_step(stage, partial(self.step, number))
@@ -173,7 +175,8 @@ class PointPEFT(Method):
 
     def _place_prompts(self, points: Tensor, centers: list[Tensor]) -> None:
         """Neighbourhoods of patches and prompts together."""
-        xyz = self.prompt_xyz.to(points.dtype).expand(len(points), -1, -1)  # type: ignore[union-attr]
+        assert self.prompt_xyz is not None
+        xyz = self.prompt_xyz.to(points.dtype).expand(len(points), -1, -1)
         if "prompt_rows" not in self.compat:
             for number, center in enumerate(centers):
                 self.scene["prompted", number] = self._hoods(torch.cat([center, xyz], dim=1), center, number)
@@ -190,18 +193,17 @@ class PointPEFT(Method):
         size = self.group_sizes[stage] // 2 if one_scale else self.group_sizes[stage if last else stage + 1]
         return neighbourhoods(rows, tokens, max(number, 1), max(size, 1), skip)
 
-    def step(
-        self, stage: int, index: int, block: nn.Module, x: Tensor, position: Tensor, bias: Tensor | None
-    ) -> Tensor:
-        shared, parts = self.stages[stage].shared, self.stages[stage].blocks[index]  # type: ignore[index, union-attr]
+    def step(self, stage: int, index: int, block: Any, x: Tensor, position: Tensor, bias: Tensor | None) -> Tensor:
+        of_stage: Any = self.stages[stage]
+        shared, parts = of_stage.shared, of_stage.blocks[index]
         prompts, x = self._prompts(parts, stage), x + position
         as_tokens = prompts is not None and not self.as_keys
         place = self.places.first(x)
-        if as_tokens:
+        if prompts is not None and as_tokens:
             x = insert(x, prompts, place)
             bias = self._widen(bias, place)
         x = x + self._attention(block, parts, x, bias, prompts if self.as_keys else None)
-        f = block.drop_path(block.mlp(block.norm2(x)))  # type: ignore[operator]
+        f = block.drop_path(block.mlp(block.norm2(x)))
         x = x + (parts.gate * parts.inner(f) if self.gated else f + self.adapter_scale * parts.inner(f))
         hoods = self.scene["prompted" if as_tokens else "plain", stage]
         x = self._look_around(shared, parts, block.drop_path, x, hoods, place, self.number if as_tokens else 0)
@@ -221,16 +223,16 @@ class PointPEFT(Method):
         return widen_bias(bias, self.number, place)
 
     def _attention(
-        self, block: nn.Module, parts: BlockParts, x: Tensor, bias: Tensor | None, prompts: Tensor | None
+        self, block: Any, parts: BlockParts, x: Tensor, bias: Tensor | None, prompts: Tensor | None
     ) -> Tensor:
         """Without drop path, as published; with prompts as keys, these are attended to apart and added by a gate."""
-        attn, x = block.attn, block.norm1(x)  # type: ignore[operator]
+        attn, x = block.attn, block.norm1(x)
         if prompts is None:
-            return attn(x, bias)  # type: ignore[operator]
-        heads = attn.num_heads  # type: ignore[union-attr]
+            return attn(x, bias)
+        heads = attn.num_heads
 
         def split(rows: Tensor) -> list[Tensor]:
-            return list(attn.qkv(rows).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0))  # type: ignore[operator, union-attr]
+            return list(attn.qkv(rows).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0))
 
         query, key, value = split(x)
         _, prompt_key, prompt_value = split(prompts.expand(len(x), -1, -1))
@@ -238,7 +240,7 @@ class PointPEFT(Method):
         if "double_softmax" in self.compat:
             weights = weights.softmax(dim=-1)
         out = dense_attention(query, key, value, bias) + parts.key_gate * (weights @ prompt_value)
-        return attn.proj(out.transpose(1, 2).flatten(2))  # type: ignore[operator, union-attr]
+        return attn.proj(out.transpose(1, 2).flatten(2))
 
     def _look_around(
         self,
@@ -317,15 +319,16 @@ def _one_a_stage(name: str, value: int | Sequence[int], stages: int) -> list[int
 
 
 def width_of_last(method: PointPEFT) -> int:
-    return method.stages[-1].blocks[0].norm.num_features  # type: ignore[index, union-attr, return-value]
+    last: Any = method.stages[-1]
+    return last.blocks[0].norm.num_features
 
 
-def _groups(model: nn.Module) -> tuple[list[int], list[int]]:
+def _groups(model: Any) -> tuple[list[int], list[int]]:
     """Numbers and sizes of the groups, one entry a scale."""
     if hasattr(model, "num_group"):
-        return [model.num_group], [model.group_size]  # type: ignore[list-item]
+        return [model.num_group], [model.group_size]
     if hasattr(model, "num_groups"):
-        return list(model.num_groups), list(model.group_sizes)  # type: ignore[arg-type]
+        return list(model.num_groups), list(model.group_sizes)
     raise UserError(f"point_peft: '{type(model).__name__}' does not say how it groups points")
 
 

@@ -54,14 +54,14 @@ class Extractor(nn.Module):
         """num_group of a model with one scale, num_groups of one with several."""
         if value is None:
             return
-        several = not isinstance(value, int)
+        several, values = not isinstance(value, int), (value,) if isinstance(value, int) else tuple(value)
         if several == hasattr(self.backbone, name):
             raise UserError(f"query_{name}s: {value}; give {'one number' if several else 'one number a scale'}")
-        if several and len(value) != len(getattr(self.backbone, f"{name}s")):
+        if several and len(values) != len(getattr(self.backbone, f"{name}s")):
             raise UserError(
                 f"query_{name}s: {value}; the backbone has {len(getattr(self.backbone, f'{name}s'))} scales"
             )
-        setattr(self.backbone, f"{name}s" if several else name, tuple(value) if several else value)
+        setattr(self.backbone, f"{name}s" if several else name, values if several else value)
 
     @property
     def groups(self) -> list:

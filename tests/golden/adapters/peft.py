@@ -73,7 +73,7 @@ def pointpeft_prior_prompt(fixture: Fixture) -> None:
 # ---------------------------------------------------------------- blocks
 
 
-def one_block(fixture: Fixture, model: nn.Module, **options: Any) -> tuple[PointPEFT, nn.Module]:
+def one_block(fixture: Fixture, model: Any, **options: Any) -> tuple[PointPEFT, Any]:
     """The adaptation on a model whose first block has the recorded parameters."""
     config = tolerances(fixture)
     common = {"num_prompts": config["num_tokens"], "adapter_dim": config["adapter_dim"]}
@@ -86,9 +86,9 @@ def one_block(fixture: Fixture, model: nn.Module, **options: Any) -> tuple[Point
         value = fixture[f"param/{key}"]
         assert ours in state and state[ours].shape == value.shape, f"{key} -> {ours}"
         state[ours].copy_(value)
-    method = model.eval().peft.methods[0]  # type: ignore[union-attr, index]
+    method = model.eval().peft.methods[0]
     assert isinstance(method, PointPEFT)
-    return method, model.encoder.transformer.blocks[0]  # type: ignore[union-attr, return-value]
+    return method, model.encoder.transformer.blocks[0]
 
 
 def recorded_hoods(fixture: Fixture) -> Neighbourhoods:
@@ -115,7 +115,9 @@ def pointpeft_mae_block(fixture: Fixture, prompted: bool) -> None:
     method.scene["prompted" if prompted else "plain", 0] = recorded_hoods(fixture)
     if prompted:
         method.scene["prior"] = fixture["in/cache_prompt"]
-    parts, seen = method.stages[0].blocks[0], {}  # type: ignore[index, union-attr, var-annotated]
+    of_stage: Any = method.stages[0]
+    seen: dict[str, Tensor] = {}
+    parts = of_stage.blocks[0]
     for name, module in (("attn_out", block.attn), ("mlp_out", block.mlp), ("adapter_out", parts.inner)):
         module.register_forward_hook(lambda _, args, out, name=name: seen.update({name: out}))
     parts.outer.register_forward_hook(lambda _, args, out: seen.update(before_adapter1=args[0], after_adapter1=out))
@@ -184,24 +186,24 @@ def pointpeft_m2ae_block(fixture: Fixture) -> None:
 # ---------------------------------------------------------------- classifiers
 
 
-def adapted(fixture: Fixture, model: nn.Module, feature: str, **options: Any) -> PointPEFT:
+def adapted(fixture: Fixture, model: Any, feature: str, **options: Any) -> PointPEFT:
     apply_peft(model, [{"name": "point_peft", "inner_dim": INNER, "bank": "build", **options}])
     load(model, fixture, without_copies(model))
-    method = model.eval().peft.methods[0]  # type: ignore[union-attr, index]
+    method = model.eval().peft.methods[0]
     assert isinstance(method, PointPEFT)
     method.extractor = Given(fixture[feature])  # type: ignore[assignment]
     method.set_bank(fixture["in/bank"])
     return method
 
 
-def without_copies(model: nn.Module) -> Callable[[str], str | None]:
+def without_copies(model: Any) -> Callable[[str], str | None]:
     """Upstream's names; what we keep of the backbone as it was is no part of them."""
-    for method in model.peft.methods:  # type: ignore[union-attr]
+    for method in model.peft.methods:
         if hasattr(method, "extractor"):
             method.extractor = None
-    for name in [name for name, _ in model.peft.named_buffers(recurse=False)]:  # type: ignore[union-attr]
+    for name in [name for name, _ in model.peft.named_buffers(recurse=False)]:
         delattr(model.peft, name)
-    model.peft._names.clear()  # type: ignore[union-attr]
+    model.peft._names.clear()
     return key_map_of(model)
 
 

@@ -204,7 +204,7 @@ def test_lora_merges() -> None:
         merge_peft(model)
         assert list(model.state_dict()) == keys and all(p.requires_grad for p in model.parameters())
         torch.testing.assert_close(model(points), expected, atol=1e-5, rtol=1e-5)
-    with pytest.raises(UserError, match="cannot be merged|can be merged"):
+    with pytest.raises(UserError, match=r"cannot be merged|can be merged"):
         merge_peft(adapted("PointMAEClassifier", "vpt_deep"))
 
 
@@ -248,7 +248,7 @@ def test_the_prior_sees_the_backbone_as_it_was() -> None:
     (method, _) = methods_of(model)
     assert isinstance(method, PointPEFT) and method.extractor is not None
     assert torch.equal(method.extractor(points), expected)
-    own, copied = model.encoder, method.extractor.backbone.encoder  # type: ignore[union-attr]
+    own, copied = model.encoder, method.extractor.backbone.encoder
     assert own.transformer.blocks[0].attn.qkv.weight is copied.transformer.blocks[0].attn.qkv.weight  # type: ignore[union-attr, index]
 
 
