@@ -26,14 +26,15 @@ LABEL_DIM = 64  # channels that tell a segmenter the category of a cloud
 class PointM2AEClassifier(HierarchicalModel):
     """The tokens of the coarsest scale, pooled, then an MLP.
 
-    pooling: "sum", mean + maximum over the tokens, is the official ModelNet40 network; "concat", [mean, maximum], the
-    official ScanObjectNN network, whose maximum leaves out the first token as if it were a class token.
+    pooling: "sum", mean + maximum over the tokens, is the official ModelNet40 network; "mean_max", [mean, maximum],
+    that of Point-PEFT; "concat" the same in the official ScanObjectNN network, whose maximum leaves out the first token
+    as if it were a class token.
     """
 
     def __init__(
         self,
         num_classes: int,
-        pooling: Literal["sum", "concat"] = "sum",
+        pooling: Literal["sum", "concat", "mean_max"] = "sum",
         num_groups: Sequence[int] = (512, 256, 64),
         group_sizes: Sequence[int] = (16, 8, 8),
         embed_dims: Sequence[int] = (96, 192, 384),
@@ -62,7 +63,7 @@ class PointM2AEClassifier(HierarchicalModel):
         super().__init__(encoder, num_groups, group_sizes, skip_near_origin)
         self.num_features, self.pooling = embed_dims[-1], pooling
         self.norm = nn.LayerNorm(embed_dims[-1])
-        width = embed_dims[-1] * (2 if pooling == "concat" else 1)
+        width = embed_dims[-1] * (1 if pooling == "sum" else 2)
         self.head = mlp_head(width, head_dim, num_classes, head_dropout)
 
     def forward(self, points: Tensor) -> Tensor:
@@ -77,7 +78,8 @@ class PointM2AEClassifier(HierarchicalModel):
         """(B, G, C) -> what the head reads, (B, C) or (B, 2 C)."""
         if self.pooling == "sum":
             return tokens.mean(dim=1) + tokens.amax(dim=1)
-        return torch.cat([tokens.mean(dim=1), tokens[:, 1:].amax(dim=1)], dim=-1)
+        first = 1 if self.pooling == "concat" else 0
+        return torch.cat([tokens.mean(dim=1), tokens[:, first:].amax(dim=1)], dim=-1)
 
     @staticmethod
     def key_map(key: str) -> str | None:

@@ -57,8 +57,8 @@ class PointMAESegmenter(PatchModel):
         """Tokens after each of `layers`, all through the same norm, side by side (B, G, W)."""
         x, position = self.encoder.embed(neighborhood), self.encoder.pos_embed(center)
         transformer, found = self.encoder.transformer, {}
-        for index, block in enumerate(transformer.blocks):
-            x = block(x + position)
+        for index in range(len(transformer.blocks)):
+            x = transformer.run(index, x, position)
             if index in self.layers:
                 found[index] = transformer.norm(x)
         return torch.cat([found[index] for index in self.layers], dim=-1)

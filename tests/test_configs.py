@@ -12,16 +12,20 @@ import yaml
 
 from datasets.packed import write_packed
 from models import MODELS
+from models.peft.apply import count
 from tests.datasets import trees
 from tests.models.test_point_mae import SMALL
+from tools.adapt import adapt
 from tools.build import check_config, check_data
 from tools.cli import main
 from utils.config import load_config, to_plain
+from utils.schema import parameters
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("pretrain", "finetune", "any2point")
 RUNS = [path for folder in FOLDERS for path in sorted((ROOT / "cfgs" / folder).glob("*.yaml"))]
 SEGMENT = sorted((ROOT / "cfgs" / "segment").glob("*.yaml"))
+ADAPTED = sorted((ROOT / "cfgs" / "peft").glob("*.yaml"))
 DATA = sorted((ROOT / "cfgs" / "_base_" / "data").glob("*.yaml"))
 PARAMETERS = {"point_mae": 29_006_432, "modelnet40": 22_099_752, "modelnet40_8k": 22_099_752}  # as published
 PARAMETERS |= dict.fromkeys(("scan_hardest", "scan_objbg", "scan_objonly"), 22_093_327)
@@ -128,6 +132,32 @@ def test_it_trains_on_data_of_its_own_format(path, data_root, tmp_path):
     assert record["step"] >= 2 and np.isfinite(record["train/loss"])
     rows = json.loads((folder / "results.json").read_text())["rows"]
     assert rows if "test" in load(path)["data"] else not rows
+
+
+@pytest.mark.parametrize("path", ADAPTED, ids=lambda path: path.stem)
+def test_it_lists_adaptations_that_fit_its_model(path):
+    config = load(path)
+    check_config(config)
+    sizes = dict.fromkeys(("num_classes", "num_parts", "num_categories"), 4)
+    taken = {key: size for key, size in sizes.items() if key in parameters(MODELS.get(config["model"]["name"]))}
+    with torch.device("meta"):
+        model = MODELS.build(config["model"], "model", **taken)
+        adapt(model, config)
+    assert 0 < count(model).percent < 15
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("stem, more", [("infomr69", []), ("fewshot_capod15", ["data.few_shot.way=3"])])
+def test_adaptations_train(stem, more, data_root, tmp_path):
+    for part in ("train", "test"):
+        rng = np.random.default_rng(0)
+        points, labels = rng.normal(size=(45, 64, 3)).astype(np.float32), np.arange(45) % 3
+        write_packed(data_root / f"capod15_{part}.npz", points, labels, list("abc"))
+    path = ROOT / "cfgs" / "peft" / f"{stem}.yaml"
+    args = ["--config", str(path), "--root", str(tmp_path / "runs"), "--scratch_model", *smaller(load(path)), *more]
+    assert main("finetune", args) == 0
+    folder = tmp_path / "runs" / path.stem / "default"
+    assert (folder / "adapter.safetensors").is_file() and (folder / "results.json").is_file()
 
 
 @pytest.mark.parametrize("path", DATA, ids=lambda path: path.stem)

@@ -12,6 +12,7 @@ from torch import nn
 from models import MODELS
 from models.layers.sync_batchnorm import convert_sync_batchnorm
 from tools import OPTIMIZERS, SCHEDULERS, TASKS
+from tools.adapt import check_entries, key_map
 from tools.frozen import filled
 from tools.optim import parameter_groups
 from tools.quantize.check import check_quantize
@@ -23,7 +24,19 @@ from utils.checkpoint import LoadReport, load_weights, weights_in
 from utils.errors import UserError
 from utils.schema import check_arguments, check_required, check_type, hint, parameters
 
-SECTIONS = ("task", "model", "data", "optimizer", "scheduler", "runner", "compat", "seed", "device", "deterministic")
+SECTIONS = (
+    "task",
+    "model",
+    "peft",
+    "data",
+    "optimizer",
+    "scheduler",
+    "runner",
+    "compat",
+    "seed",
+    "device",
+    "deterministic",
+)
 QUANTIZED = ("quantize", "search")
 SIZES = {"num_classes": "num_classes", "num_categories": "num_classes", "num_parts": "num_parts"}  # model: data
 NEW_HEAD = ("head.",)  # may have another shape than in the checkpoint
@@ -47,6 +60,7 @@ def check_config(config: Mapping[str, Any]) -> None:
             raise UserError(f"{key}: section missing; the configuration needs it")
     TASKS.check(config["task"], "task")
     MODELS.check(config["model"], "model", given=tuple(_sizes_taken(config["model"])))
+    check_entries(config.get("peft"))
     OPTIMIZERS.check(config["optimizer"], "optimizer", given=("params",))
     SCHEDULERS.check(config.get("scheduler", {"name": "cosine"}), "scheduler")
     for section, target in (("runner", Runner), ("compat", compat)):
@@ -110,7 +124,7 @@ def build_model(config: Mapping[str, Any], data: DataSplits) -> nn.Module:
 def load_into(model: nn.Module, checkpoint: Mapping[str, Any], path: str, *, whole: bool) -> LoadReport:
     """Weights of ours or of the official code. whole: every tensor must be there (to test a finished model)."""
     weights = weights_in(checkpoint, path)
-    report = load_weights(model, weights, path, getattr(model, "key_map", None), may_differ=() if whole else NEW_HEAD)
+    report = load_weights(model, weights, path, key_map(model), may_differ=() if whole else NEW_HEAD)
     if hasattr(model, "after_loading"):
         model.after_loading(report.loaded)  # type: ignore[operator]
     if whole and any(not name.startswith(filled(model)) for name in report.missing):

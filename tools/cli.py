@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from datasets.transforms import apply_all
+from tools.adapt import ADAPTER, fill_banks, is_adapted, report, save_adapter
 from tools.build import (
     build_data,
     build_device,
@@ -23,7 +24,6 @@ from tools.build import (
     build_task,
     check_config,
     compat,
-    load_into,
     set_determinism,
 )
 from tools.experiment import Experiment, config_hash, machine
@@ -38,7 +38,8 @@ from tools.runner import Runner, Stopped
 from tools.splits import DataSplits
 from tools.sweep import ALL_FOLDS, EPISODE, is_sweep, prefix, start_of, sweep, with_episode
 from tools.tasks.base import Task, evaluating
-from tools.teacher import put_teacher, resolve_teacher
+from tools.teacher import resolve_teacher
+from tools.weights import put_weights
 from utils import dist
 from utils.checkpoint import read_checkpoint
 from utils.config import describe_config, load_config, to_plain
@@ -67,6 +68,9 @@ def parse_arguments(mode: str, argv: Sequence[str] | None) -> argparse.Namespace
     parser.add_argument("--exp_name", default="default", help="name of the run: experiments/<config>/<exp_name>/")
     parser.add_argument("--root", default="experiments", help="where the folders of the runs lie")
     parser.add_argument("--ckpts", help="checkpoint to start from, test or probe")
+    parser.add_argument(
+        "--adapter", help="adaptation-only file, put on the backbone of --ckpts (see `peft` in the docs)"
+    )
     parser.add_argument("--resume", action="store_true", help="continue the run of this name")
     parser.add_argument("--overwrite", action="store_true", help="start anew; an old folder is kept under another name")
     parser.add_argument("--test", action="store_true", help="test the checkpoint, train nothing")
@@ -107,6 +111,8 @@ def check_arguments(args: argparse.Namespace, mode: str) -> None:
         raise UserError("--resume continues from the run's own checkpoint; leave out --ckpts")
     if args.test and not args.ckpts:
         raise UserError("--test needs --ckpts: which model to test")
+    if args.adapter and not args.ckpts:
+        raise UserError("--adapter needs --ckpts: the backbone that the adaptation was trained on")
     if args.finetune_model and args.scratch_model:
         raise UserError("--finetune_model starts from a checkpoint, --scratch_model from nothing; choose one")
     if args.finetune_model and not args.ckpts and not (args.resume and not is_sweep(args)):
@@ -199,14 +205,10 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
     quantized = QuantizedRun(config, model) if has_quantization(config) else None
     start = recorded_start(experiment, args)
     checkpoint = read_checkpoint(start) if start and (args.ckpts or quantized) else {}
-    weights, loaded = "weights: at random", list[str]()
     if quantized is not None:
-        weights = quantized.load(checkpoint, str(start), data, task, device, testing=args.test)
-    elif args.ckpts:
-        found = load_into(model, checkpoint, args.ckpts, whole=args.test)
-        weights, loaded = found.summary(), found.loaded
-    if not (args.test or args.svm or args.resume):  # else it lies in the checkpoint, or is not needed
-        weights = "; ".join(filter(None, (weights, put_teacher(model))))
+        weights, loaded = [quantized.load(checkpoint, str(start), data, task, device, testing=args.test)], []
+    else:
+        weights, loaded = put_weights(args, config, model, checkpoint)
     runner = build_runner(config, model.to(device))
     runner.prepare(
         model,
@@ -222,7 +224,8 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
     num_points = check_first_batch(runner)
     seed_everything(seed, dist.rank())  # dropout and the like differ between processes
     if args.resume and not (quantized is not None and quantized.searches):
-        weights = runner.resume()
+        weights.append(runner.resume())
+    weights += fill_banks(runner.models(), data, runner.autocast)
     experiment.open()  # from here on the run leaves traces
     experiment.record_start(config, seed, start or start_of(args))
     announce(experiment, config, data, model, device, weights, tuned)
@@ -281,8 +284,17 @@ def work(args: argparse.Namespace, runner: Runner, task: Task, data: DataSplits)
         best = labelled(task.conclude(runner.eval_model(), data, runner.autocast), selection)
         rows += [{**row, "best_epoch": epoch} for row in best]
     if dist.is_main():
-        save_trained(runner.eval_model(), runner.experiment.folder)
+        save_trained_part(runner)
     return rows
+
+
+def save_trained_part(runner: Runner) -> None:
+    """Beside a frozen backbone: what was trained, alone."""
+    model, folder = runner.eval_model(), runner.experiment.folder
+    if is_adapted(runner.model):
+        save_adapter(model, runner.config, folder / ADAPTER)
+    else:
+        save_trained(model, folder)
 
 
 def labelled(rows: list[dict], selection: str) -> list[dict]:
@@ -300,14 +312,15 @@ def announce(
     data: DataSplits,
     model: nn.Module,
     device: torch.device,
-    weights: str,
+    weights: list[str],
     tuned: list[str],
 ) -> None:
     log = start_logging(dist.is_main(), experiment.folder / "train.log")
     log.info(f"folder: {experiment.folder}")
     log.info(data.describe())
-    log.info(f"model: {config['model']['name']}, {describe_parameters(model)}")
-    log.info(weights)
+    log.info(f"model: {config['model']['name']}, {'adapted' if is_adapted(model) else describe_parameters(model)}")
+    for line in weights + (report(model) if is_adapted(model) else []):
+        log.info(line)
     log.info(f"device: {device}, {machine()}, {dist.world_size()} process(es), {torch.get_num_threads()} threads")
     log.info(f"process set-up: {', '.join(tuned) or 'nothing to do'}")
 

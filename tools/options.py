@@ -13,6 +13,7 @@ from typing import Any
 from datasets import DATASETS, TRANSFORMS
 from datasets.fewshot import Episode
 from models import ATTENTION, MASKS, MODELS
+from models.peft import PEFT
 from tools import OPTIMIZERS, SCHEDULERS, TASKS
 from tools.build import compat
 from tools.cli import Parser, tell
@@ -27,6 +28,7 @@ KINDS: dict[str, tuple[str, Registry | Callable]] = {  # kind: where it stands, 
     "model": ("model", MODELS),
     "mask": ("model.mask", MASKS),
     "attention": ("model.attention", ATTENTION),
+    "peft": ("peft, a list", PEFT),
     "data": ("data", DataSplits),
     "few_shot": ("data.few_shot", Episode),
     "dataset": ("data.train, .val, .test", DATASETS),
@@ -38,8 +40,9 @@ KINDS: dict[str, tuple[str, Registry | Callable]] = {  # kind: where it stands, 
 }
 FROM_PROGRAM = {
     "optimizer": {"params"},
-    "data": {"seed", "device"},
     "attention": set(ATTENTION.later),
+    "peft": {"model"},
+    "data": {"seed", "device"},
 }  # arguments that are no configuration keys
 
 

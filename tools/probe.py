@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
+from tqdm import tqdm
 
 from datasets.loader import Loader
 from tools.splits import DataSplits
@@ -38,15 +39,19 @@ class Score:
     protocol: str
 
 
-def extract_features(model: nn.Module, loader: Loader, data: DataSplits, autocast: Autocast) -> Features:
-    """`model.encode` of every cloud, in the order of the data set, whatever the number of processes."""
+def extract_features(
+    model: nn.Module, loader: Loader, data: DataSplits, autocast: Autocast, progress: str = ""
+) -> Features:
+    """`model.encode` of every cloud, in the order of the data set, whatever the number of processes. progress: what a
+    bar on the terminal is named; none without it."""
     encode = getattr(model, "encode", None)
     if encode is None:
         raise UserError(f"model '{type(model).__name__}' has no encode(points): its features cannot be probed")
     rows = []
     model.eval()
     with evaluating(autocast):
-        for batch in prepared(loader, data):
+        batches = prepared(loader, data)
+        for batch in tqdm(batches, progress, len(loader), leave=False, disable=not (progress and dist.is_main())):
             vectors = encode(batch["points"], **extra_inputs(model, batch)).float().cpu().numpy()
             rows.append((batch["index"].cpu().numpy(), vectors, batch["label"].cpu().numpy()))
     everyone = [row for part in dist.gather_objects(rows) for row in part]

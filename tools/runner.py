@@ -237,6 +237,10 @@ class Runner:
         figures = {key: f"{value:.4g}" for key, value in self.means.compute().items() if "/" not in key}
         return figures | {"lr": f"{self.learning_rate:.2e}", "grad": f"{float(norm):.2g}"}
 
+    def models(self) -> list[nn.Module]:
+        """The model, and its moving average where there is one."""
+        return [self.model] if self.ema is None else [self.model, self.ema.module]
+
     def eval_model(self) -> nn.Module:
         """The weights that count: the moving average where there is one."""
         return (self.ema.module if self.ema is not None else self.model).eval()

@@ -6,6 +6,7 @@ small functions from a foreign key to ours, or to None for what we do not need.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import warnings
@@ -40,8 +41,9 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU; code inside a file is never executed."""
+def read_checkpoint(path: str | Path, bare: str | None = None) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU; code inside a file is never executed. bare: a lone tensor is taken too, under
+    this key."""
     path = Path(path)
     if not path.is_file():
         beside = sorted(p.name for p in path.parent.glob("*.pth")) if path.parent.is_dir() else []
@@ -62,6 +64,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     except Exception as error:  # damaged bytes make the zip, pickle and safetensors readers raise nearly anything
         raise UserError(f"{path}: damaged or not a checkpoint ({first_line(error)})") from error
+    if bare is not None and isinstance(state, Tensor):
+        return {bare: state}
     if not isinstance(state, dict):
         raise UserError(f"{path}: holds a {type(state).__name__}, expected a dictionary of tensors")
     return state
@@ -72,6 +76,15 @@ def _numpy_scalars() -> list:
     scalar = np.float64(0).__reduce__()[0]
     names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]  # NumPy 1 and 2
     return [*names, np.dtype, *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?"))]
+
+
+def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Equal for equal names and equal bits."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def weights_in(state: Mapping[str, Any], path: str | Path) -> dict[str, Tensor]:

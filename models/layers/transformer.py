@@ -20,6 +20,9 @@ from models.layers.attention.dense import Attention
 # network sees no positions for many epochs. "torch", each layer's own default, suits short training.
 Init = Literal["trunc_normal", "torch"]
 
+# (index, block, x, position, bias, special) -> x: what may run a block in place of `block(x + position, bias, special)`
+Step = Callable[[int, nn.Module, Tensor, Tensor, "Tensor | None", int], Tensor]
+
 
 class DropPath(nn.Module):
     """Drop the whole residual branch of a sample with probability `rate`; survivors are scaled by 1 / (1 - rate)."""
@@ -72,7 +75,10 @@ class Block(nn.Module):
 
 
 class Blocks(nn.Module):
-    """Blocks with the position embedding added before each; one drop path rate a block."""
+    """Blocks with the position embedding added before each; one drop path rate a block.
+
+    step: set from outside to run the blocks in another way, with prompts for instance; it belongs to no state.
+    """
 
     def __init__(
         self,
@@ -86,12 +92,20 @@ class Blocks(nn.Module):
         self.blocks = nn.ModuleList(
             Block(dim, num_heads, mlp_ratio, rate, attention=attention) for rate in drop_path_rates
         )
+        self.step: Step | None = None
 
     def forward(self, x: Tensor, position: Tensor, bias: Tensor | None = None, special: int = 0) -> Tensor:
         """x, position (B, L, C), `bias` and `special` as for every kind of attention -> (B, L, C)."""
-        for block in self.blocks:
-            x = block(x + position, bias, special)
+        for index in range(len(self.blocks)):
+            x = self.run(index, x, position, bias, special)
         return x
+
+    def run(self, index: int, x: Tensor, position: Tensor, bias: Tensor | None = None, special: int = 0) -> Tensor:
+        """One block."""
+        block = self.blocks[index]
+        if self.step is None:
+            return block(x + position, bias, special)
+        return self.step(index, block, x, position, bias, special)
 
 
 class Transformer(Blocks):

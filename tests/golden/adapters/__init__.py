@@ -8,6 +8,7 @@ from tests.golden.adapters import (
     m2ae,
     mae,
     mae_data,
+    peft,
     point_transformer,
     quantize,
     sa3d,
@@ -21,6 +22,6 @@ ADAPTERS: dict[str, dict[str, Callable[[Fixture], None]]] = {
     "mae": {**mae.ADAPTERS, **mae_data.ADAPTERS, **sa3d.ADAPTERS, **segmentation.MAE},
     "haq": {**segmentation.HAQ, **point_transformer.ADAPTERS, **haq_data.ADAPTERS, **quantize.ADAPTERS},
     "sampling": {**sim.ADAPTERS},
-    "peft": {**any2point.ADAPTERS},
+    "peft": {**any2point.ADAPTERS, **peft.ADAPTERS},
 }
 ELSEWHERE = ("ops",)  # folders that a test file of their own covers
