@@ -146,7 +146,7 @@ def main(mode: str, argv: Sequence[str] | None = None) -> int:
         args = parse_arguments(mode, argv)
         check_arguments(args, mode)
         loaded, origins = load_config(args.config, [*args.set, *args.overrides])
-        config = with_policy(to_plain(loaded))
+        config = to_plain(loaded)
         for key in ("seed", "deterministic"):
             if getattr(args, key) is not None:
                 config[key], origins[key] = getattr(args, key), "command line"
@@ -162,6 +162,7 @@ def main(mode: str, argv: Sequence[str] | None = None) -> int:
         if args.print_config:
             print(describe_config(config, origins))
             return 0
+        config = with_policy(config)
         if is_sweep(args):
             sweep(args, config, run)
         else:

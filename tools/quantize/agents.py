@@ -15,6 +15,7 @@ from tools.quantize.ddpg import DDPG, Replay
 from tools.quantize.problem import Outcome, Problem
 from tools.quantize.wall import cheapest_wall, to_action
 from utils.errors import UserError
+from utils.logging import get_logger
 
 Path = list[tuple[ndarray, float]]  # state and action of every layer
 
@@ -78,6 +79,12 @@ class UniformAgent(Planner):
         self.plan = [self.widths[episode]] * len(self.problem.names)
 
 
+def tell(done: int, total: int) -> None:
+    """Measuring every layer at every width takes a while."""
+    if done % 10 == 0 or done == total:
+        get_logger().info(f"sensitivities of {done}/{total} layers measured")
+
+
 class GreedyAgent(Planner):
     """Measures how much the outputs change when one layer alone is quantized; then lowers, from the largest widths on,
     the layer that harms least for what it saves. One episode."""
@@ -89,7 +96,7 @@ class GreedyAgent(Planner):
         problem.fill = False  # what is left is spent by the sensitivities already
         highest = [problem.allowed[-1]] * len(problem.names)
         budget = problem.target - problem.base
-        self.plan = cheapest_wall(highest, problem.allowed, problem.bytes, budget, problem.sensitivities())
+        self.plan = cheapest_wall(highest, problem.allowed, problem.bytes, budget, problem.sensitivities(tell))
 
 
 class EvolutionaryAgent(Planner):

@@ -26,7 +26,7 @@ from tools.tasks.distill import Recorder, logits_of
 from utils.errors import UserError
 from utils.random import BatchRandom
 
-SENSITIVITY_CLOUDS = 32
+SENSITIVITY_CLOUDS = 16
 
 
 class Remembering:

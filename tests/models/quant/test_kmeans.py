@@ -1,6 +1,7 @@
 """Weight sharing: what must hold for any layer, and what has gone wrong elsewhere."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -73,10 +74,10 @@ def test_training_projected_is_a_projection_after_every_step(optimizer: str) -> 
     """The published loop against the parametrization, several steps, momentum and decay included."""
     torch.manual_seed(0)
     layer, x = nn.Linear(6, 4), torch.randn(10, 6)
-    ours = nn.Sequential(copy.deepcopy(layer))
+    ours: Any = nn.Sequential(copy.deepcopy(layer))
     quantize(ours, {"0": (2, 0)}, KMeans(train="project"))
-    made = ours[0].parametrizations.weight[0]  # type: ignore[union-attr,index]
-    layer.weight.data = ours[0].weight.detach().clone()  # type: ignore[operator]
+    made = ours[0].parametrizations.weight[0]
+    layer.weight.data = ours[0].weight.detach().clone()
     options = {"lr": 0.05, "weight_decay": 0.1} | ({"momentum": 0.9} if optimizer == "SGD" else {})
     if optimizer == "Adam":
         options["weight_decay"] = 0.0  # decay inside Adam's gradient looks at the single weight
@@ -86,7 +87,7 @@ def test_training_projected_is_a_projection_after_every_step(optimizer: str) -> 
             stepper.zero_grad()
             model(x).square().mean().backward()
             stepper.step()
-        layer.weight.data = cluster_means(layer.weight.data, made.labels, made.start)[made.labels.long()]  # type: ignore[union-attr,arg-type,operator]
+        layer.weight.data = cluster_means(layer.weight.data, made.labels, made.start)[made.labels.long()]
     torch.testing.assert_close(ours[0].weight, layer.weight)
 
 
@@ -103,9 +104,9 @@ def test_more_bits_are_nearer_and_beat_equal_steps() -> None:
 
 
 def test_only_the_codebook_trains() -> None:
-    model = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+    model: Any = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 2))
     quantize(model, make_policy(model, 3), KMeans())
     assert trained_weight(model[1]).shape == (8,) and trained_weight(model[0]).shape == (8, 3)
     model(torch.randn(4, 3)).sum().backward()
     assert trained_weight(model[1]).grad is not None
-    assert model[1].weight.unique().numel() <= 8  # type: ignore[union-attr,operator]
+    assert model[1].weight.unique().numel() <= 8

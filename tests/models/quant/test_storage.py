@@ -1,6 +1,7 @@
 """Packed files: bits, sizes, damage."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def test_the_order_of_the_bits() -> None:
     assert pack_bits(torch.tensor([5, 1]), 3).tolist() == [0b00001101]
 
 
-def model_of(kind: int = 0) -> nn.Module:
+def model_of(kind: int = 0) -> Any:
     torch.manual_seed(kind)
     inner = (nn.Conv1d(5, 7, 1), nn.BatchNorm1d(7), nn.Linear(7, 2, bias=False))
     return nn.Sequential(nn.Linear(3, 5), *inner, nn.Linear(2, 2))
@@ -49,13 +50,13 @@ def test_the_size_is_known_before(quantizer, tmp_path) -> None:
 
 def test_rounded_inputs_are_stored(tmp_path) -> None:
     policy = {"1": (4, 8)}
-    model = quantize(model_of(), policy, Linear())
-    model[1].input_range.high.data.fill_(1.5)  # type: ignore[union-attr,operator]
+    model: Any = quantize(model_of(), policy, Linear())
+    model[1].input_range.high.data.fill_(1.5)
     assert save_quantized(tmp_path / "it.safetensors", model) == Sizes(model_of(), Linear()).file(policy)
     fresh = model_of(1)
     load_packed(fresh, tmp_path / "it.safetensors", Linear())
     x = torch.randn(2, 5, 6)
-    assert torch.equal(fresh[1](x), model[1](x)) and float(fresh[1].input_range.high.detach()) == 1.5  # type: ignore[union-attr,operator,arg-type]
+    assert torch.equal(fresh[1](x), model[1](x)) and float(fresh[1].input_range.high.detach()) == 1.5
 
 
 def test_other_files_and_damage(tmp_path) -> None:
@@ -84,10 +85,10 @@ def test_a_small_layer_costs_what_it_costs() -> None:
 def test_int8_against_torchao() -> None:
     torchao = pytest.importorskip("torchao.quantization")
     torch.manual_seed(0)
-    layer = nn.Sequential(nn.Linear(64, 64, bias=False))
-    ours = quantize(nn.Sequential(nn.Linear(64, 64, bias=False)), {}, Linear())
+    layer: Any = nn.Sequential(nn.Linear(64, 64, bias=False))
+    ours: Any = quantize(nn.Sequential(nn.Linear(64, 64, bias=False)), {}, Linear())
     ours.load_state_dict(layer.state_dict())
     quantize(ours, {"0": (8, 0)}, Linear(per_channel=True, clip="max"))
     torchao.quantize_(layer, torchao.Int8WeightOnlyConfig())
-    difference = (layer[0].weight.dequantize() - ours[0].weight).abs().max()  # type: ignore[union-attr,operator]
-    assert float(difference) <= 1.01 * float(ours[0].parametrizations.weight[0].scale.max())  # type: ignore[union-attr,index,operator,arg-type]
+    difference = (layer[0].weight.dequantize() - ours[0].weight).abs().max()
+    assert float(difference) <= 1.01 * float(ours[0].parametrizations.weight[0].scale.max())
