@@ -1,5 +1,6 @@
 """Networks by name. One file an idea; constructors take plain keyword arguments with the published defaults."""
 
+from models.samplers import SAMPLERS
 from utils.registry import Registry
 
 MASKS = Registry(
@@ -19,6 +20,11 @@ MODELS = Registry(
         "PointM2AE": "models.point_m2ae:PointM2AE",
         "PointM2AEClassifier": "models.point_m2ae_finetune:PointM2AEClassifier",
         "PointM2AESegmenter": "models.point_m2ae_finetune:PointM2AESegmenter",
+        "PointNetClassifier": "models.pointnet:PointNetClassifier",
+        "PointNetAutoEncoder": "models.pointnet:PointNetAutoEncoder",
+        "PCRNet": "models.pcrnet:PCRNet",
+        "SampledNetwork": "models.sampled:SampledNetwork",
     },
-    parts={"mask": MASKS},
+    parts={"mask": MASKS, "sampler": SAMPLERS},
 )
+MODELS.parts["network"] = MODELS  # inside a SampledNetwork

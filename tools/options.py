@@ -12,7 +12,7 @@ from typing import Any
 
 from datasets import DATASETS, TRANSFORMS
 from datasets.fewshot import Episode
-from models import MASKS, MODELS
+from models import MASKS, MODELS, SAMPLERS
 from tools import OPTIMIZERS, SCHEDULERS, TASKS
 from tools.build import compat
 from tools.cli import Parser, tell
@@ -26,6 +26,7 @@ KINDS: dict[str, tuple[str, Registry | Callable]] = {  # kind: where it stands, 
     "task": ("task", TASKS),
     "model": ("model", MODELS),
     "mask": ("model.mask", MASKS),
+    "sampler": ("model.sampler", SAMPLERS),
     "data": ("data", DataSplits),
     "few_shot": ("data.few_shot", Episode),
     "dataset": ("data.train, .val, .test", DATASETS),

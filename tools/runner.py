@@ -78,7 +78,7 @@ class Runner:
         model: nn.Module,
         task,
         data,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | None,  # None where nothing is trained
         schedule: Callable[[float, float, int], float],
         experiment: Experiment,
         *,
@@ -87,10 +87,11 @@ class Runner:
         point_mae_schedule: bool = False,
     ) -> None:
         """Take over what a run consists of; the model is on its device already."""
-        self.model, self.task, self.data, self.optimizer, self.schedule = model, task, data, optimizer, schedule
+        self.model, self.task, self.data, self.schedule = model, task, data, schedule
         self.experiment, self.config, self.point_mae_schedule = experiment, config, point_mae_schedule
         self.device = next(model.parameters()).device
-        self.base_lr = optimizer.param_groups[0]["lr"]
+        if optimizer is not None:
+            self.optimizer, self.base_lr = optimizer, optimizer.param_groups[0]["lr"]
         averaging = get_ema_multi_avg_fn(self.ema_decay)
         self.ema = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True) if self.ema_decay else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from datasets.loader import Loader
 from datasets.transforms import apply_all
+from models.layers.extra import WithLosses
 from tools.splits import DataSplits
 from utils.random import BatchRandom
 
@@ -37,6 +39,19 @@ class Task:
 
     def draw(self, model: nn.Module, data: DataSplits, autocast: Autocast, folder: Path) -> None:
         """Pictures of what the finished model does, where there is something to see."""
+
+
+def judged(output: Any, judge: Callable[[Any], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The task's losses of a model's output, with those that the model brings along (of a sampler, a regulariser).
+
+    `task` is then the task's own share of the loss, over all answers where there are several.
+    """
+    if not isinstance(output, WithLosses):
+        return judge(output)
+    each = [judge(answer) for answer in output.answers]
+    means = {key: torch.stack([figures[key] for figures in each]).mean() for key in each[0]}
+    task = means["loss"] * (len(each) if output.summed else 1)
+    return {**means, **output.losses, "task": task, "loss": task + output.losses.get("loss", 0)}
 
 
 def prepared(loader: Loader, data: DataSplits) -> Iterator[dict[str, Tensor]]:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 
-from tests.golden.adapters import m2ae, mae, mae_data, segmentation
+from tests.golden.adapters import m2ae, mae, mae_data, samplenet, segmentation
 from tests.golden.fixtures import Fixture
 
 ADAPTERS: dict[str, dict[str, Callable[[Fixture], None]]] = {
     "m2ae": m2ae.ADAPTERS,
     "mae": {**mae.ADAPTERS, **mae_data.ADAPTERS, **segmentation.MAE},
     "haq": {**segmentation.HAQ},
+    "sampling": {**samplenet.ADAPTERS},
 }
 ELSEWHERE = ("ops",)  # folders that a test file of their own covers
