@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers.point_mlp import dense_stack
+from models.layers.point_mlp import dense_stack, pooled
 from utils.errors import UserError
 from utils.quaternion import multiply, rotate_cloud
 
@@ -42,7 +42,7 @@ class PCRNet(nn.Module):
 
     def encode(self, points: Tensor) -> Tensor:
         """(B, N, 3) -> (B, C)."""
-        return self.forward_features(points).amax(dim=1)
+        return pooled(self.mlp, points)
 
     def forward(self, template: Tensor, source: Tensor) -> dict[str, Tensor]:
         """(B, N, 3), (B, N', 3) -> quaternion (B, 4), translation (B, 3), raw: the last estimate before it was

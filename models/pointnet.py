@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.layers.extra import WithLosses
-from models.layers.point_mlp import Init, dense_stack, init_glorot
+from models.layers.point_mlp import Init, dense_stack, init_glorot, pooled
 
 
 class AlignNet(nn.Module):
@@ -31,7 +31,7 @@ class AlignNet(nn.Module):
         nn.init.zeros_(self.matrix.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = self.matrix(self.head(self.mlp(x).amax(dim=1))).float()
+        flat = self.matrix(self.head(pooled(self.mlp, x))).float()
         matrix = flat.unflatten(1, (x.shape[2], x.shape[2]))
         return matrix + torch.eye(x.shape[2], device=x.device)
 
@@ -54,7 +54,7 @@ class PointNetClassifier(nn.Module):
     ):
         super().__init__()
         norms = {"bn_eps": bn_eps, "bn_momentum": bn_momentum}
-        self.num_features, self.transform_weight = head[-1], transform_weight
+        self.num_features, self.transform_weight = mlp[-1], transform_weight
         self.mlp = dense_stack([3, *mlp], **norms)  # type: ignore[arg-type]
         self.hidden = dense_stack([mlp[-1], *head], **norms)  # type: ignore[arg-type]
         self.head = nn.Linear(head[-1], num_classes)
@@ -69,21 +69,27 @@ class PointNetClassifier(nn.Module):
 
     def forward_features(self, points: Tensor) -> Tensor:
         """(B, N, 3) -> features of the points (B, N, C)."""
-        return self._features(points)[0]
+        x, rest, _ = self.align(points)
+        return rest(x)
 
-    def _features(self, points: Tensor) -> tuple[Tensor, Tensor | None]:
+    def align(self, points: Tensor) -> tuple[Tensor, nn.Sequential, Tensor | None]:
+        """What the layers that are left go on from, those layers, and the matrix of the features (B, K, K)."""
         if self.align_points is None or self.align_features is None:
-            return self.mlp(points), None
+            return points, self.mlp, None
         x = self.mlp[:2](apply_matrix(points, self.align_points(points)))
         matrix = self.align_features(x)
-        return self.mlp[2:](apply_matrix(x, matrix)), matrix
+        return apply_matrix(x, matrix), self.mlp[2:], matrix
 
     def encode(self, points: Tensor) -> Tensor:
-        """(B, N, 3) -> what stands before the last layer (B, num_features): the vector for retrieval."""
-        return self._vector(self.forward_features(points))
+        """(B, N, 3) -> maximum over the points (B, C)."""
+        x, rest, _ = self.align(points)
+        return pooled(rest, x)
 
-    def _vector(self, features: Tensor) -> Tensor:
-        x = features.amax(dim=1)
+    def retrieval_vector(self, points: Tensor) -> Tensor:
+        """(B, N, 3) -> what stands before the last layer (B, head[-1])."""
+        return self._vector(self.encode(points))
+
+    def _vector(self, x: Tensor) -> Tensor:
         for place, layer in enumerate(self.hidden):
             x = layer(x)
             # the vanilla network drops once, before the last layer
@@ -97,8 +103,8 @@ class PointNetClassifier(nn.Module):
 
     def with_losses(self, points: Tensor) -> WithLosses:
         """Logits and the loss of the T-Nets, whatever the mode."""
-        features, matrix = self._features(points)
-        logits = self.head(self._vector(features))
+        x, rest, matrix = self.align(points)
+        logits = self.head(self._vector(pooled(rest, x)))
         return WithLosses((logits,), {} if matrix is None else self._regulariser(matrix))
 
     def _regulariser(self, matrix: Tensor) -> dict[str, Tensor]:
@@ -136,7 +142,7 @@ class PointNetAutoEncoder(nn.Module):
 
     def encode(self, points: Tensor) -> Tensor:
         """(B, N, 3) -> the code (B, C)."""
-        return self.forward_features(points).amax(dim=1)
+        return pooled(self.mlp, points)
 
     def forward(self, points: Tensor) -> Tensor:
         """(B, N, 3) -> reconstruction (B, num_points, 3)."""

@@ -101,6 +101,11 @@ class SampledNetwork(nn.Module):
         """(B, N, 3) -> the network's vector of the sample."""
         return self.network.encode(self.sample(points)[0].points)  # type: ignore[operator]
 
+    def retrieval_vector(self, points: Tensor) -> Tensor:
+        """(B, N, 3) -> the network's vector for retrieval, of the sample."""
+        vector = getattr(self.network, "retrieval_vector", self.network.encode)
+        return vector(self.sample(points)[0].points)  # type: ignore[operator]
+
     def key_map(self, key: str) -> str | None:
         """Weights of the whole, ours or official (`sampler.` beside the network's own names), or of the network."""
         for part in ("sampler", "network"):

@@ -38,9 +38,13 @@ class Score:
     protocol: str
 
 
-def extract_features(model: nn.Module, loader: Loader, data: DataSplits, autocast: Autocast) -> Features:
-    """`model.encode` of every cloud, in the order of the data set, whatever the number of processes."""
-    encode = getattr(model, "encode", None)
+def extract_features(
+    model: nn.Module, loader: Loader, data: DataSplits, autocast: Autocast, vector: str = "encode"
+) -> Features:
+    """`model.encode` of every cloud, in the order of the data set, whatever the number of processes.
+
+    vector: another method of the model, taken where it has it."""
+    encode = getattr(model, vector, getattr(model, "encode", None))
     if encode is None:
         raise UserError(f"model '{type(model).__name__}' has no encode(points): its features cannot be probed")
     rows = []

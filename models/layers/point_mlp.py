@@ -28,10 +28,13 @@ class Dense(nn.Module):
         self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.normed(x)
+        return x.relu_() if self.relu else x
+
+    def normed(self, x: Tensor) -> Tensor:
+        """Without the ReLU."""
         x = self.linear(x)
-        if self.norm is not None:
-            x = self.norm(x.flatten(0, -2)).view_as(x)
-        return x.relu() if self.relu else x
+        return x if self.norm is None else self.norm(x.flatten(0, -2)).view_as(x)
 
 
 def dense_stack(
@@ -50,6 +53,18 @@ def dense_stack(
         has_norm = norm_last if last and norm_last is not None else norm
         layers.append(Dense(before, after, has_norm, relu_last or not last, bn_eps, bn_momentum))
     return nn.Sequential(*layers)
+
+
+def pooled(stack: nn.Sequential, x: Tensor) -> Tensor:
+    """Maximum over the points (B, N, C) -> (B, C') of what a stack makes of them. Its last ReLU comes after the maximum,
+    which changes nothing but works on N times fewer numbers."""
+    *first, last = stack
+    assert isinstance(last, Dense) and last.relu
+    for layer in first:
+        x = layer(x)
+    x = last.normed(x)
+    # where a gradient is wanted, the index of the maximum is kept for it instead of all of x
+    return (x.max(dim=1).values if x.requires_grad else x.amax(dim=1)).relu()
 
 
 def init_glorot(module: nn.Module) -> None:

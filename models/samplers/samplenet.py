@@ -12,7 +12,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from extensions import ops
-from models.layers.point_mlp import Init, dense_stack, init_glorot
+from models.layers.point_mlp import Init, dense_stack, init_glorot, pooled
 from models.samplers.base import Sampled, Sampler, check_enough
 from models.samplers.losses import simplification_loss
 from models.samplers.matching import match
@@ -74,7 +74,7 @@ class SampleNet(Sampler):
 
     def simplify(self, points: Tensor) -> Tensor:
         """(B, N, 3) -> free points (B, M, 3)."""
-        vector = self.head(self.mlp(points).amax(dim=1)).float()  # (B, 3M)
+        vector = self.head(pooled(self.mlp, points)).float()  # (B, 3M)
         return vector.unflatten(1, (-1, 3)) if self.layout == "points" else vector.unflatten(1, (3, -1)).mT.contiguous()
 
     def forward(self, points: Tensor, rng: BatchRandom | None = None) -> Sampled:

@@ -16,7 +16,8 @@ from utils.metrics import Ranking, rank_by_distance
 
 
 class Retrieve(Classify):
-    """Trained as a classifier; judged by mean average precision (mAP) of `model.encode`, the mean over classes.
+    """Trained as a classifier; judged by mean average precision (mAP), the mean over classes, of the vectors before a
+    network's last layer (`model.retrieval_vector`, else `model.encode`).
 
     Every cloud is a query once, the others of the same set are ranked by Euclidean distance, those of its class are
     right. Clouds that are alone in their class are no queries.
@@ -46,5 +47,5 @@ class Retrieve(Classify):
         plot_lines(lines, folder / "precision_recall.png", title="precision against recall", x="recall", y="precision")
 
     def _ranking(self, model: nn.Module, loader: Loader, data: DataSplits, autocast: Autocast) -> Ranking:
-        features = extract_features(model, loader, data, autocast)
+        features = extract_features(model, loader, data, autocast, "retrieval_vector")
         return rank_by_distance(features.x, features.y)

@@ -268,15 +268,15 @@ def pointnet_cls(fixture: Fixture) -> None:
     points, label = fixture["in/points"], fixture["in/label"].long()
     within(fixture, 1e-3, 1e-3)
     features = model.forward_features(points)
-    fixture.check(features.amax(dim=1), "out/global_feature")
+    fixture.check(model.encode(points), "out/global_feature")
     critical = fixture["out/critical_index"].long()  # of equal maxima, mostly zeros, another one may be named
     reached = features.gather(1, critical[:, None])[:, 0]
     torch.testing.assert_close(reached, features.amax(dim=1), atol=1e-3, rtol=1e-3)
     out = model.with_losses(points)
     fixture.check(out.answers[0], "out/logits")
     if "out/retrieval_vector" in fixture:
-        fixture.check(model.encode(points), "out/retrieval_vector")
-        fixture.check(model._features(points)[1], "out/feature_transform")  # type: ignore[arg-type]
+        fixture.check(model.retrieval_vector(points), "out/retrieval_vector")
+        fixture.check(model.align(points)[2], "out/feature_transform")  # type: ignore[arg-type]
     loss = Classify().losses(lambda points: out, {"points": points, "label": label}, BatchRandom(0))["loss"]  # type: ignore[arg-type]
     fixture.check(loss, "out/loss")
 
