@@ -18,7 +18,7 @@ from tools.cli import main
 from utils.config import load_config, to_plain
 
 ROOT = Path(__file__).parents[1]
-RUNS = [path for folder in ("pretrain", "finetune") for path in sorted((ROOT / "cfgs" / folder).glob("*.yaml"))]
+RUNS = [path for folder in ("pretrain", "finetune", "samplenet") for path in sorted((ROOT / "cfgs" / folder).glob("*.yaml"))]
 DATA = sorted((ROOT / "cfgs" / "_base_" / "data").glob("*.yaml"))
 PARAMETERS = {"point_mae": 29_006_432, "modelnet40": 22_099_752, "modelnet40_8k": 22_099_752}  # as published
 PARAMETERS |= dict.fromkeys(("scan_hardest", "scan_objbg", "scan_objonly"), 22_093_327)
@@ -40,6 +40,7 @@ def data_root(tmp_path, monkeypatch) -> Path:
     for part in ("train", "test"):
         points = rng.normal(size=(32, 64, 3)).astype(np.float32)
         write_packed(root / f"infomr69_{part}.npz", points, np.arange(32) % 4, list("abcd"))
+    np.savez(root / "demo_shapes.npz", points=rng.normal(size=(24, 64, 3)).astype(np.float32))
     monkeypatch.setenv("POINT_DATA_ROOT", str(root))
     return root
 
@@ -52,7 +53,7 @@ def load(path: Path) -> dict:
 def test_it_is_a_configuration(path):
     config = load(path)
     check_config(config)
-    if path.stem in PARAMETERS:
+    if path.stem in PARAMETERS and path.parent.name != "samplenet":
         extra = {"num_classes": CLASSES[path.stem]} if path.stem in CLASSES else {}
         model = MODELS.build(config["model"], "model", **extra)
         assert sum(p.numel() for p in model.parameters()) == PARAMETERS[path.stem]
@@ -60,16 +61,18 @@ def test_it_is_a_configuration(path):
 
 def smaller(config: dict) -> list[str]:
     """Overrides that fit data of 64 points a cloud."""
-    sizes = {key: value for key, value in SMALL[config["model"]["name"]].items() if key != "mask"}
-    words = [*RUN, *(f"model.{key}={value}" for key, value in sizes.items())]
+    words = [*RUN, *smaller_model(config["model"], "model")]
     for split in ("train", "val", "test"):
         options = config["data"].get(split) or {}
         words += [f"data.{split}.num_points=32"] if "num_points" in options else []
         words += (
-            [f"data.{split}.size=32", f"data.{split}.num_points=64"]
+            [f"data.{split}.size={256 if 'classes' in config['data'] else 32}", f"data.{split}.num_points=64"]
             if options.get("name") == "synthetic_shapes"
             else []
         )
+    if "classes" in config["data"]:  # few clouds are left
+        words += ["data.batch_size=4"]
+        words += ["data.classes=[airplane,xbox]"] if config["data"]["train"]["name"] == "modelnet40" else []
     words += ["data.val_fraction=0.5"] if config["data"].get("val_fraction") != 0 else []
     for key in ("augment", "eval_transform"):
         for place, step in enumerate(config["data"].get(key, [])):
@@ -77,10 +80,21 @@ def smaller(config: dict) -> list[str]:
     return words + (["data.label_fraction=1"] if "label_fraction" in config["data"] else [])
 
 
+def smaller_model(model: dict, where: str) -> list[str]:
+    """Sizes of the model, or of the sampler and the network in it."""
+    if "network" not in model:
+        sizes = {key: value for key, value in SMALL[model["name"]].items() if key != "mask"}
+        return [f"{where}.{key}={value}" for key, value in sizes.items()]
+    sampler = {"num_out": 12, "bottleneck": 8, "mlp": [8, 8], "head": [8]}
+    sampler |= {"sizes": [6, 12], "eval_size": 6} if "sizes" in model["sampler"] else {}
+    words = [f"{where}.sampler.{key}={value}" for key, value in sampler.items()]
+    return words + smaller_model(model["network"], f"{where}.network")
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_it_trains_on_data_of_its_own_format(path, data_root, tmp_path):
-    mode = path.parent.name
+    mode = "pretrain" if path.parent.name == "pretrain" else "finetune"
     args = ["--config", str(path), "--root", str(tmp_path / "runs"), *smaller(load(path))]
     assert main(mode, [*args, *(["--scratch_model"] if mode == "finetune" else [])]) == 0
     folder = tmp_path / "runs" / path.stem / "default"
@@ -99,7 +113,7 @@ def test_every_data_set_has_a_file_that_reads(path, data_root):
     for split in ("train", "val", "test"):
         if split in config:
             options = config[split] | (
-                {"num_points": 32} if path.stem in ("shapenet55", "shapenetpart", "s3dis") else {}
+                {"num_points": 32} if path.stem in ("shapenet55", "shapenetpart", "s3dis", "infomr69") else {}
             )
             assert len(DATASETS.build(options, split).fetch([0, 1])["points"]) == 2
 

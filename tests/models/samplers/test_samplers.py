@@ -127,7 +127,7 @@ def test_projection_gradient() -> None:
         moved = [query.detach().clone() for _ in range(2)]
         moved[0][0, 0, place] += step
         moved[1][0, 0, place] -= step
-        up, down = (projection(each, points).square().sum() for each in moved)
+        up, down = (projection(each, points).square().sum().detach() for each in moved)
         assert abs(float((up - down) / (2 * step) - analytic[0][0, 0, place])) < 1e-2
 
 
