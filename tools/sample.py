@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     chosen = []
     with torch.no_grad():
         for start in range(0, len(clouds), BATCH):
-            chosen.append(choose(torch.from_numpy(clouds[start : start + BATCH]).to(device)).cpu().numpy())
+            chosen.append(choose(torch.tensor(clouds[start : start + BATCH], device=device)).cpu().numpy())
     indices = np.concatenate(chosen)
     points = np.take_along_axis(clouds, indices[..., None], axis=1)
     write_clouds(args.output, points, labels, names)
