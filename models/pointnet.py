@@ -1,5 +1,5 @@
-"""PointNet (arXiv 1612.00593): a network for every point, a maximum, a network for the cloud. Classifier with or without
-the networks that align the input (T-Nets), and an autoencoder. The task networks of SampleNet.
+"""PointNet (arXiv 1612.00593): a network for every point, a maximum, a network for the cloud. Classifier with or
+without the networks that align the input (T-Nets), and an autoencoder. The task networks of SampleNet.
 
 B clouds, N points, C channels.
 """
@@ -7,6 +7,7 @@ B clouds, N points, C channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,9 @@ class AlignNet(nn.Module):
 
     def __init__(self, channels: int, bn_eps: float, bn_momentum: float):
         super().__init__()
-        norms = {"bn_eps": bn_eps, "bn_momentum": bn_momentum}
-        self.mlp = dense_stack([channels, 64, 128, 1024], **norms)  # type: ignore[arg-type]
-        self.head = dense_stack([1024, 512, 256], **norms)  # type: ignore[arg-type]
+        norms: dict[str, Any] = {"bn_eps": bn_eps, "bn_momentum": bn_momentum}
+        self.mlp = dense_stack([channels, 64, 128, 1024], **norms)
+        self.head = dense_stack([1024, 512, 256], **norms)
         self.matrix = nn.Linear(256, channels**2)
 
     def reset(self) -> None:
@@ -53,10 +54,10 @@ class PointNetClassifier(nn.Module):
         init: Init = "glorot",
     ):
         super().__init__()
-        norms = {"bn_eps": bn_eps, "bn_momentum": bn_momentum}
+        norms: dict[str, Any] = {"bn_eps": bn_eps, "bn_momentum": bn_momentum}
         self.num_features, self.transform_weight = mlp[-1], transform_weight
-        self.mlp = dense_stack([3, *mlp], **norms)  # type: ignore[arg-type]
-        self.hidden = dense_stack([mlp[-1], *head], **norms)  # type: ignore[arg-type]
+        self.mlp = dense_stack([3, *mlp], **norms)
+        self.hidden = dense_stack([mlp[-1], *head], **norms)
         self.head = nn.Linear(head[-1], num_classes)
         self.dropout, self.drop_everywhere = nn.Dropout(dropout), transforms
         self.align_points = AlignNet(3, bn_eps, bn_momentum) if transforms else None

@@ -44,7 +44,7 @@ class SampledNetwork(nn.Module):
             for module in self._norms():
                 module.momentum = 0.0
 
-    def _norms(self) -> list[nn.Module]:
+    def _norms(self) -> list[Any]:
         return [module for module in self.network.modules() if isinstance(module, NORMS)]
 
     def train(self, mode: bool = True) -> SampledNetwork:
@@ -68,12 +68,12 @@ class SampledNetwork(nn.Module):
             return self.network(*(sample.points for sample in samples))
         sizes = self.sampler.sizes or (None,)
         answers = [self._answer(*(sample.points[:, :size] for sample in samples)) for size in sizes]
-        losses = mean_losses([sample.losses for sample in samples if sample.losses])
+        terms = mean_losses([sample.losses for sample in samples if sample.losses])
         own = mean_losses([answer.losses for answer in answers if answer.losses], self.sampler.summed)
-        total = {"loss": sum(each["loss"] for each in (losses, own) if each)} if losses or own else {}
-        return WithLosses(
-            tuple(answer.answers[0] for answer in answers), {**losses, **own, **total}, self.sampler.summed
-        )
+        losses = {**terms, **own}
+        if terms and own:
+            losses["loss"] = terms["loss"] + own["loss"]
+        return WithLosses(tuple(answer.answers[0] for answer in answers), losses, self.sampler.summed)
 
     def _answer(self, *clouds: Tensor) -> WithLosses:
         """Of the network, with the losses it brings along."""

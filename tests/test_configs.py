@@ -18,7 +18,8 @@ from tools.cli import main
 from utils.config import load_config, to_plain
 
 ROOT = Path(__file__).parents[1]
-RUNS = [path for folder in ("pretrain", "finetune", "samplenet") for path in sorted((ROOT / "cfgs" / folder).glob("*.yaml"))]
+FOLDERS = ("pretrain", "finetune", "samplenet")
+RUNS = [path for folder in FOLDERS for path in sorted((ROOT / "cfgs" / folder).glob("*.yaml"))]
 DATA = sorted((ROOT / "cfgs" / "_base_" / "data").glob("*.yaml"))
 PARAMETERS = {"point_mae": 29_006_432, "modelnet40": 22_099_752, "modelnet40_8k": 22_099_752}  # as published
 PARAMETERS |= dict.fromkeys(("scan_hardest", "scan_objbg", "scan_objonly"), 22_093_327)

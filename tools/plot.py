@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ def plot_lines(
         chart.line((chart.x_range[0], tick), (chart.x_range[1], tick), GRID, 1)
     for name, points in lines.items():
         color = tuple(PALETTE[list(lines).index(name) % len(PALETTE)].tolist())
-        for before, after in zip(points, points[1:]):
+        for before, after in itertools.pairwise(points):
             chart.line(before[:2], after[:2], color, 2)
         for point in points:
             chart.dot(point[0], point[1], color)
@@ -135,7 +136,7 @@ def _write(image: ndarray, text: str, x: int, y: int, anchor: str) -> None:
         columns = np.frombuffer(COLUMNS, np.uint8)[5 * max(found, 0) : 5 * max(found, 0) + 5]
         dots = (columns >> np.arange(8)[:, None] & 1).astype(bool).repeat(2, 0).repeat(2, 1)  # (16, 10)
         left = x + 12 * place
-        if 0 <= left and left + 10 <= image.shape[1] and 0 <= y and y + 16 <= image.shape[0]:
+        if left >= 0 and left + 10 <= image.shape[1] and y >= 0 and y + 16 <= image.shape[0]:
             image[y : y + 16, left : left + 10][dots] = INK
 
 

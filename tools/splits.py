@@ -20,8 +20,8 @@ class DataSplits:
     """Loaders for train, val and test. Validation data are held out from the training data unless `val` names others.
 
     batch_size counts the clouds of all processes together. `augment` transforms training batches, `eval_transform` all
-    others. classes keeps the clouds of these classes alone. label_fraction keeps a share of each class of the training data (at least one cloud). few_shot cuts an
-    episode out of both: options as of `datasets.fewshot.Episode`.
+    others. classes: only clouds of these classes. label_fraction keeps a share of each class of the training data (at
+    least one cloud). few_shot cuts an episode out of both: options as of `datasets.fewshot.Episode`.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -48,7 +49,7 @@ def dense_stack(
 ) -> nn.Sequential:
     """Layers between consecutive widths; the last one may go without BatchNorm or ReLU."""
     layers = []
-    for place, (before, after) in enumerate(zip(widths, widths[1:])):
+    for place, (before, after) in enumerate(itertools.pairwise(widths)):
         last = place == len(widths) - 2
         has_norm = norm_last if last and norm_last is not None else norm
         layers.append(Dense(before, after, has_norm, relu_last or not last, bn_eps, bn_momentum))
@@ -56,8 +57,8 @@ def dense_stack(
 
 
 def pooled(stack: nn.Sequential, x: Tensor) -> Tensor:
-    """Maximum over the points (B, N, C) -> (B, C') of what a stack makes of them. Its last ReLU comes after the maximum,
-    which changes nothing but works on N times fewer numbers."""
+    """Maximum over the points (B, N, C) -> (B, C') of what a stack makes of them. Its last ReLU comes after the
+    maximum, which changes nothing but works on N times fewer numbers."""
     *first, last = stack
     assert isinstance(last, Dense) and last.relu
     for layer in first:

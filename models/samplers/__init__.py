@@ -1,4 +1,4 @@
-"""Samplers by name: which M of N points a task network gets. `sampler: {name: samplenet, num_out: 32}` in a YAML file."""
+"""Samplers by name: which M of N points a network gets. `sampler: {name: samplenet, num_out: 32}` in a YAML file."""
 
 from utils.registry import Registry
 

@@ -7,9 +7,9 @@ cloud itself. B clouds, N points, M chosen points, K neighbours, C channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from extensions import ops
 from models.layers.point_mlp import Init, dense_stack, init_glorot, pooled
@@ -58,11 +58,11 @@ class SampleNet(Sampler):
         delta: float = 0.0,
     ):
         super().__init__(num_out)
-        norms = {"bn_eps": bn_eps, "bn_momentum": bn_momentum}
-        self.mlp = dense_stack([3, *mlp, bottleneck], **norms)  # type: ignore[arg-type]
+        norms: dict[str, Any] = {"bn_eps": bn_eps, "bn_momentum": bn_momentum}
+        self.mlp = dense_stack([3, *mlp, bottleneck], **norms)
         self.head = dense_stack(
             [bottleneck, *head, 3 * num_out], norm=norm_head, norm_last=norm_output, relu_last=False, **norms
-        )  # type: ignore[arg-type]
+        )
         # without a projection there is no temperature to learn
         self.project = SoftProjection(
             projection_group_size, init_temperature, learn_temperature and project, min_sigma, floor

@@ -77,8 +77,8 @@ def main() -> None:
     lines = ["# SampleNet", ""]
     accuracy = collect(root, ("classify_infomr69", "progressive_infomr69"), "acc")
     if accuracy:
-        lines += ["## Accuracy on infomr69, %", "", f"From all 512 points: {whole(root, 'pointnet_infomr69', 'acc')}", ""]
-        lines += [*table(accuracy, 1), ""]
+        all_points = whole(root, "pointnet_infomr69", "acc")
+        lines += ["## Accuracy on infomr69, %", "", f"From all 512 points: {all_points}", "", *table(accuracy, 1), ""]
         chart(accuracy, root / "accuracy.png", "accuracy on infomr69", "accuracy, %")
     precision = collect(root, ("retrieve_infomr69",), "map")
     if precision:
@@ -95,7 +95,8 @@ def main() -> None:
             figures = collect(root, (f"register_{data}",), metric)
             if figures:
                 lines += [f"## Registration, {title}: {words}", ""]
-                lines += [f"From all 512 points: {whole(root, f'pcrnet_{data}', metric)}", "", *table(figures, digits), ""]
+                all_points = whole(root, f"pcrnet_{data}", metric)
+                lines += [f"From all 512 points: {all_points}", "", *table(figures, digits), ""]
     (root / "table.md").write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))
 

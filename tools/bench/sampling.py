@@ -6,6 +6,8 @@ those of a trained one are; "all completed" is the worst case, a network whose f
 
 import argparse
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +28,7 @@ def samplers(num_out: int) -> dict[str, Call]:
     """The network alone, with soft projection, with matching (what evaluation does); and the others."""
     spread, collapsed = (SampleNet(num_out) for _ in range(2))
     for net, points in ((spread, ball(num_out)), (collapsed, torch.zeros(num_out, 3))):
-        last = net.head[-1].linear
+        last: Any = net.head[-1].linear
         torch.nn.init.zeros_(last.weight)
         last.bias.copy_(points.T.flatten())
         net.eval()
@@ -52,7 +54,7 @@ def run(args: argparse.Namespace) -> str:
         calls = {name: call for name, call in samplers(num_out).items() if args.only in name or name == "fps"}
         for batch in BATCHES:
             points = ball(batch, num_points)
-            contenders = {name: (lambda call=call: call(points)) for name, call in calls.items()}
+            contenders: dict[str, Callable[[], object]] = {name: partial(call, points) for name, call in calls.items()}
             times = {name: median(each) / batch for name, each in interleaved(contenders, args.rounds).items()}
             for name in calls:
                 row = (num_points, num_out, batch, name, seconds(times[name]), f"{times[name] / times['fps']:.1f}x")

@@ -33,7 +33,7 @@ class Register(Task):
 
     def __init__(self, max_angle: float = 45.0, supervised: bool = True, test_repeats: int = 5):
         if not 0 < max_angle <= 180 or test_repeats < 1:
-            raise UserError(f"max_angle {max_angle} must be above 0 and at most 180, test_repeats {test_repeats} above 0")
+            raise UserError(f"max_angle {max_angle} must lie in (0, 180], test_repeats {test_repeats} above 0")
         self.limit, self.supervised, self.test_repeats = math.radians(max_angle), supervised, test_repeats
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor], rng: BatchRandom) -> dict[str, Tensor]:
@@ -73,7 +73,8 @@ class Register(Task):
                 template = batch["points"]
                 for truth in poses[:, place[batch["index"]]]:
                     rows.append(self._rows(model(template, rotate_cloud(truth, template)), truth))
-        everyone = np.concatenate([row for part in dist.gather_objects([r.cpu().numpy() for r in rows]) for row in part])
+        own = torch.cat(rows).cpu().numpy() if rows else np.zeros((0, 4), np.float32)
+        everyone = np.concatenate(dist.gather_objects(own))
         loss, error, apart, shift = everyone.T
         return {
             "rot_err": float(error.mean()), "rot_err_std": float(error.std()), "auc": area(error),

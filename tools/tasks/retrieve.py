@@ -26,7 +26,8 @@ class Retrieve(Classify):
     watch, higher_is_better = "map", True
 
     def evaluate(self, model: nn.Module, loader: Loader, data: DataSplits, autocast: Autocast) -> dict[str, float]:
-        return {**self._ranking(model, loader, data, autocast).figures(), **super().evaluate(model, loader, data, autocast)}
+        accuracy = super().evaluate(model, loader, data, autocast)
+        return {**self._ranking(model, loader, data, autocast).figures(), **accuracy}
 
     def conclude(self, model: nn.Module, data: DataSplits, autocast: Autocast) -> list[dict]:
         if data.test is None:

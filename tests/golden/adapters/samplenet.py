@@ -1,6 +1,7 @@
 """SampleNet's samplers, task networks and rotations against what the official programs computed."""
 
 import zlib
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,9 +52,7 @@ def population(after: Tensor, before: Tensor, momentum: float, count: int) -> Te
 def fps_pointnet2(fixture: Fixture) -> None:
     points, number = fixture["in/points"], fixture["out/index_plain"].shape[1]
     fixture.check(ops.farthest_point_sample(points, number), "out/index_plain")
-    fixture.check(
-        ops.farthest_point_sample(points, number, skip_near_origin=True), "out/index_with_origin_skip"
-    )
+    fixture.check(ops.farthest_point_sample(points, number, skip_near_origin=True), "out/index_with_origin_skip")
 
 
 def samplenet(fixture: Fixture) -> None:
@@ -312,7 +311,7 @@ def autoencoder_tf(fixture: Fixture) -> None:
     fixture.check(task.errors(model(sample), points).mean(), "out/train_loss_from_fps")
 
 
-RECONSTRUCTION = {  # the sampler of the reconstruction
+RECONSTRUCTION: dict[str, Any] = {  # the sampler of the reconstruction
     "mlp": (64, 128, 128, 256), "head": (256, 256), "norm_head": False, "layout": "points", "min_sigma": 1e-4,
     "floor": "temperature", "gamma": 0.0, "delta": 1 / 64,
 }  # fmt: skip
@@ -323,7 +322,7 @@ def recon_sampler_tf(fixture: Fixture) -> None:
     sampler = SampleNet(
         num_out=config["n_samp"], projection_group_size=config["projection_group_size"],
         init_temperature=config["temperature"], alpha=config["alpha"], lmbda=config["lmbda"], **RECONSTRUCTION,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
     load(sampler, from_tensorflow(fixture.below_dict("param/"), "sampler"), fixture.name)
     model = SampledNetwork(sampler, _autoencoder(fixture), task_bn="batch").eval()
     before = {key: value.clone() for key, value in sampler.state_dict().items()}
@@ -368,7 +367,7 @@ def recon_progressive_tf(fixture: Fixture) -> None:
         num_out=max(config["pc_size"]), sizes=config["pc_size"], reduction="mean", norm_output=False, bn_eps=1e-5,
         projection_group_size=config["projection_group_size"], init_temperature=config["temperature"],
         alpha=config["alpha"], lmbda=config["lmbda"], **RECONSTRUCTION,
-    ).eval()  # type: ignore[arg-type]  # fmt: skip
+    ).eval()  # fmt: skip
     load(sampler, from_tensorflow(fixture.below_dict("param/"), "sampler"), fixture.name)
     model = SampledNetwork(sampler, _autoencoder(fixture)).eval()
     within(fixture, 1e-4)

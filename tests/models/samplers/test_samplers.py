@@ -1,18 +1,17 @@
-"""Every registered sampler keeps the same promises; the learned ones learn, and give points of the cloud when tested."""
+"""Every sampler keeps the same promises; the learned ones learn, and give points of the cloud when tested."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from extensions import ops
-from models.pointnet import PointNetAutoEncoder, PointNetClassifier
 from models.point_mae import PointMAEClassifier
+from models.pointnet import PointNetAutoEncoder, PointNetClassifier
 from models.sampled import SampledNetwork
 from models.samplers import SAMPLERS
 from models.samplers.losses import simplification_loss
 from models.samplers.matching import complete_by_farthest, match
 from models.samplers.plain import FPSSampler, RandomSampler
-from models.samplers.progressive import ProgressiveSampleNet
 from models.samplers.projection import SoftProjection
 from models.samplers.samplenet import SampleNet
 from utils.checkpoint import load_weights
@@ -47,7 +46,7 @@ def test_eval_gives_distinct_points_of_the_cloud(name: str) -> None:
 @pytest.mark.parametrize("name", OURS)
 @pytest.mark.parametrize("batch, num_points, num_out", [(1, 8, 8), (2, 33, 5)])
 def test_odd_sizes(name: str, batch: int, num_points: int, num_out: int) -> None:
-    options = {"sizes": [2, 5]} if "progressive" in name else {}
+    options: dict = {"sizes": [2, 5]} if "progressive" in name else {}
     options |= {"projection_group_size": 3} if "samplenet" in name else {}
     sampled = build(name, num_out, **options).eval()(cloud(batch, num_points))
     assert sampled.points.shape == (batch, num_out, 3)
