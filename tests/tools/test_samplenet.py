@@ -16,7 +16,7 @@ from models.pcrnet import PCRNet
 from models.sampled import SampledNetwork
 from models.samplers.plain import FPSSampler
 from models.samplers.samplenet import SampleNet
-from tests.helpers import changed, finetune_config, folder_of, metrics_of, rows_of, run, write_config, write_data
+from tests.helpers import ROOT, changed, finetune_config, folder_of, metrics_of, rows_of, run, write_config, write_data
 from tools.build import build_data, build_model, build_task, check_config
 from tools.plot import plot_lines
 from tools.splits import DataSplits
@@ -316,3 +316,23 @@ def test_fps_in_front_leaves_the_task_alone() -> None:
     template, source = torch.randn(2, 2, 30, 3)
     pose = model(template, source)
     assert pose["template"].shape == pose["source"].shape == (2, 8, 3)
+
+
+def test_the_snippet_of_the_docs_works_in_a_loop_of_ones_own() -> None:
+    text = (ROOT / "docs" / "samplenet.md").read_text(encoding="utf-8")
+    code = text.split("<!-- snippet -->\n```python\n")[1].split("```")[0]
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(96, 4))
+    batches = [(torch.randn(6, 50, 3), torch.arange(6) % 4) for _ in range(3)]
+    names: dict[str, Any] = {
+        "task_model": network,
+        "task_loss": torch.nn.functional.cross_entropy,
+        "batches": batches,
+    }
+    before = [parameter.clone() for parameter in network.parameters()]
+    exec(code, names)
+    assert all(map(torch.equal, before, network.parameters()))
+    assert names["sampler"].project.temperature != 1
+    chosen, cloud = names["chosen"], batches[-1][0]
+    assert torch.equal(chosen.points, torch.stack([each[row] for each, row in zip(cloud, chosen.indices)]))
+    assert len([line for line in code.splitlines() if line.strip() and "import" not in line]) <= 10
