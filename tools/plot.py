@@ -70,7 +70,7 @@ def plot_lines(
         _write(image, _number(tick), LEFT - 8, int(chart.place(x_ticks[0], tick)[1]) - 7, "end")
     _write(image, title, width // 2, 8, "middle")
     _write(image, x, (LEFT + width - RIGHT) // 2, height - 24, "middle")
-    _write(image, y, 8, TOP - 22, "start")
+    _write(image, y, 8, TOP - 32, "start")
     _legend(image, list(lines), chart)
     write_png(path, image)
 
@@ -96,20 +96,25 @@ class _Chart:
 
     def line(self, start: Sequence[float], end: Sequence[float], color: tuple[int, ...], thick: float) -> None:
         (x0, y0), (x1, y1) = self.place(*start), self.place(*end)
-        for share in np.linspace(0, 1, 2 + int(FINE * max(abs(x1 - x0), abs(y1 - y0)))):
-            self._disc(x0 + share * (x1 - x0), y0 + share * (y1 - y0), thick / 2, color)
+        share = np.linspace(0, 1, 2 + int(FINE * max(abs(x1 - x0), abs(y1 - y0))))
+        self._discs(x0 + share * (x1 - x0), y0 + share * (y1 - y0), thick / 2, color)
 
     def dot(self, x: float, y: float, color: tuple[int, ...]) -> None:
-        self._disc(*self.place(x, y), 4, color)
+        across, down = self.place(x, y)
+        self._discs(np.array([across]), np.array([down]), 4, color)
 
-    def _disc(self, x: float, y: float, radius: float, color: tuple[int, ...]) -> None:
-        if color != GRID:
-            self.used[int(y) - 8 : int(y) + 9, int(x) - 8 : int(x) + 9] = True
+    def _discs(self, x: ndarray, y: ndarray, radius: float, color: tuple[int, ...]) -> None:
+        """Around every pixel (x, y)."""
         reach = radius * FINE
-        top, left = int(y * FINE - reach), int(x * FINE - reach)
-        rows, columns = np.mgrid[top : top + int(2 * reach) + 2, left : left + int(2 * reach) + 2]
-        inside = (rows + 0.5 - y * FINE) ** 2 + (columns + 0.5 - x * FINE) ** 2 <= reach**2
-        self.image[rows[inside], columns[inside]] = color
+        steps = np.arange(-math.ceil(reach), math.ceil(reach) + 1)
+        dy, dx = (offset.ravel() for offset in np.meshgrid(steps, steps, indexing="ij"))
+        inside = dx**2 + dy**2 <= reach**2
+        rows = (y * FINE).astype(int)[:, None] + dy[inside]
+        columns = (x * FINE).astype(int)[:, None] + dx[inside]
+        self.image[rows, columns] = color
+        if color != GRID:
+            for across, down in zip(x.astype(int)[::8], y.astype(int)[::8]):
+                self.used[down - 8 : down + 9, across - 8 : across + 9] = True
 
     def finished(self) -> ndarray:
         return self.image.reshape(self.height, FINE, self.width, FINE, 3).mean((1, 3)).astype(np.uint8)
