@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from models.layers.extra import WithLosses
-from models.samplers.base import Sampled, Sampler
+from models.samplers.base import Sampled, Sampler, draws
 from utils.errors import UserError
 
 NORMS = (nn.BatchNorm1d, nn.SyncBatchNorm)
@@ -84,8 +84,10 @@ class SampledNetwork(nn.Module):
     def sample(self, *clouds: Tensor) -> list[Sampled]:
         """Samples of the clouds (B, N, 3), the last one first drawn; clouds that are not sampled pass as they are."""
         kept = len(clouds) - (self.sampled or len(clouds))
+        # one source of random numbers: the two clouds of a pair must not get the same points by accident
+        rng = None if self.training else draws(False, clouds[0], None)
         drawn = [
-            self.sampler(cloud) if place >= kept else Sampled(cloud, cloud, None, {})
+            self.sampler(cloud, rng) if place >= kept else Sampled(cloud, cloud, None, {})
             for place, cloud in reversed(list(enumerate(clouds)))
         ]
         return drawn[::-1]

@@ -14,7 +14,7 @@ import torch
 from datasets.loader import Loader
 from models.pcrnet import PCRNet
 from models.sampled import SampledNetwork
-from models.samplers.plain import FPSSampler
+from models.samplers.plain import FPSSampler, RandomSampler
 from models.samplers.samplenet import SampleNet
 from tests.helpers import ROOT, changed, finetune_config, folder_of, metrics_of, rows_of, run, write_config, write_data
 from tools.build import build_data, build_model, build_task, check_config
@@ -315,6 +315,9 @@ def test_fps_in_front_leaves_the_task_alone() -> None:
     model = SampledNetwork(FPSSampler(8), net).eval()
     template, source = torch.randn(2, 2, 30, 3)
     pose = model(template, source)
+    for sampler in (RandomSampler(8), FPSSampler(8, start="random")):  # not the same places in both
+        pair = [each.indices for each in SampledNetwork(sampler, net).eval().sample(template, template)]
+        assert not torch.equal(*pair)
     assert pose["template"].shape == pose["source"].shape == (2, 8, 3)
 
 
