@@ -10,6 +10,8 @@ from torch import Tensor
 
 from extensions import ops
 
+BLOCK = 32  # chosen points whose distances to all points are held at a time
+
 
 @torch.no_grad()
 def match(query: Tensor, points: Tensor, num_out: int, complete: bool = True) -> Tensor:
@@ -33,14 +35,23 @@ def complete_by_farthest(indices: Tensor, points: Tensor, num_out: int) -> Tenso
     if fewest >= num_out:
         return chosen
     wide = points.float() if points.device.type == "mps" else points.double()  # Apple's has no float64
-    closest = ops.knn(wide, ops.gather_points(wide, indices), 1)[0][..., 0]  # (B, N), to what is chosen already
+    closest = distance_to(ops.gather_points(wide, indices), wide)  # (B, N), to what is chosen already
     for place in range(fewest, num_out):
         missing = distinct <= place  # (B,)
         farthest = closest.argmax(dim=1).where(missing, chosen[:, place])
         chosen[:, place] = farthest
-        away = (wide - ops.gather_points(wide, farthest[:, None])).square().sum(-1)
-        closest = torch.minimum(closest, away)
+        closest = torch.minimum(closest, distance_to(ops.gather_points(wide, farthest[:, None]), wide))
     return chosen
+
+
+def distance_to(chosen: Tensor, points: Tensor) -> Tensor:
+    """Squared distance (B, N) of every point (B, N, 3) to the nearest of the chosen (B, Q, 3), a block at a time."""
+    closest = points.new_full(points.shape[:2], torch.inf)
+    planes = points.permute(2, 0, 1)[:, :, None].contiguous()  # (3, B, 1, N): long rows are reduced quickly
+    for part in chosen.permute(2, 0, 1)[..., None].split(BLOCK, dim=2):  # (3, B, block, 1)
+        x, y, z = (planes - part).square_()
+        closest = torch.minimum(closest, x.add_(y).add_(z).amin(dim=1))
+    return closest
 
 
 def first_appearances(indices: Tensor, num_points: int) -> tuple[Tensor, Tensor]:
