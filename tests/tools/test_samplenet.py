@@ -316,7 +316,7 @@ def test_fps_in_front_leaves_the_task_alone() -> None:
     template, source = torch.randn(2, 2, 30, 3)
     pose = model(template, source)
     for sampler in (RandomSampler(8), FPSSampler(8, start="random")):  # not the same places in both
-        pair = [each.indices for each in SampledNetwork(sampler, net).eval().sample(template, template)]
+        pair: list[Any] = [each.indices for each in SampledNetwork(sampler, net).eval().sample(template, template)]
         assert not torch.equal(*pair)
     assert pose["template"].shape == pose["source"].shape == (2, 8, 3)
 
