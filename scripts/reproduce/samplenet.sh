@@ -3,7 +3,9 @@
 #
 #   POINT_DATA_ROOT=/path bash scripts/reproduce/samplenet.sh        (needs infomr69_{train,test}.npz, demo_shapes.npz)
 #
-# Continues where it was stopped. Writes experiments/samplenet/table.md and accuracy.png, nre.png beside it. Shorter:
+# About 7.5 hours of one processor core (AMD EPYC): classification 4.8 (a third of it for one seed), reconstruction 2,
+# registration 0.8. The parts may run beside each other, PARTS=classify in one terminal, PARTS="reconstruct register" in
+# another. Continues where it was stopped. Writes experiments/samplenet/table.md and accuracy.png, nre.png beside it. Shorter:
 #   SEEDS="0"  SIZES="8 32"  PARTS="classify reconstruct register"
 #   TASK_EPOCHS, SAMPLER_EPOCHS (classification), AE_EPOCHS, AE_SAMPLER_EPOCHS, PCR_EPOCHS, PCR_SAMPLER_EPOCHS (cars),
 #   DEMO_EPOCHS, DEMO_SAMPLER_EPOCHS
