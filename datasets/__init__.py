@@ -33,5 +33,6 @@ TRANSFORMS = Registry(
         "farthest_points": "datasets.transforms:FarthestPoints",
         "resample": "datasets.transforms:Resample",
         "normalize": "datasets.transforms:Normalize",
+        "unit_cube": "datasets.transforms:UnitCube",
     },
 )

@@ -160,6 +160,16 @@ class Normalize:
         return {**batch, "points": ops.normalize(batch["points"])}
 
 
+class UnitCube:
+    """Scale the largest extent along x, y, z to 1, then centre on the mean: what registration works on."""
+
+    def __call__(self, batch: Batch, rng: BatchRandom) -> Batch:
+        points = batch["points"]
+        extent = (points.amax(dim=1) - points.amin(dim=1)).amax(dim=1)[:, None, None]
+        points = points / extent.clamp(min=1e-12)
+        return {**batch, "points": points - points.mean(dim=1, keepdim=True)}
+
+
 class RandomPoints:
     """Keep a random subset, another one for every cloud."""
 

@@ -1,6 +1,7 @@
 """Networks by name. One file an idea; constructors take plain keyword arguments with the published defaults."""
 
 from models.layers.attention import ATTENTION
+from models.samplers import SAMPLERS
 from utils.registry import Registry
 
 MASKS = Registry(
@@ -42,7 +43,12 @@ MODELS = Registry(
         "PCTSegmenter": "models.pct:PCTSegmenter",
         "SortNetClassifier": "models.sortnet:SortNetClassifier",
         "Any2Point": "models.any2point.model:Any2Point",
+        "PointNetClassifier": "models.pointnet:PointNetClassifier",
+        "PointNetAutoEncoder": "models.pointnet:PointNetAutoEncoder",
+        "PCRNet": "models.pcrnet:PCRNet",
+        "SampledNetwork": "models.sampled:SampledNetwork",
     },
-    parts={"mask": MASKS, "tower": TOWERS, "attention": ATTENTION, "decoder_attention": ATTENTION},
+    parts={"sampler": SAMPLERS, "mask": MASKS, "tower": TOWERS, "attention": ATTENTION, "decoder_attention": ATTENTION},
 )
 MODELS.parts["backbone"] = MODELS
+MODELS.parts["network"] = MODELS  # inside a SampledNetwork

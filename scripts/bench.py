@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-SUBJECTS = ("ops", "attention", "sa3d")
+SUBJECTS = ("ops", "attention", "sa3d", "sampling")
 
 
 def main() -> None:

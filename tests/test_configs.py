@@ -22,7 +22,7 @@ from utils.config import load_config, to_plain
 from utils.schema import parameters
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("pretrain", "finetune", "any2point")
+FOLDERS = ("pretrain", "finetune", "any2point", "samplenet")
 RUNS = [path for folder in FOLDERS for path in sorted((ROOT / "cfgs" / folder).glob("*.yaml"))]
 SEGMENT = sorted((ROOT / "cfgs" / "segment").glob("*.yaml"))
 ADAPTED = sorted((ROOT / "cfgs" / "peft").glob("*.yaml"))
@@ -58,6 +58,7 @@ def data_root(tmp_path, monkeypatch) -> Path:
         seg, names = np.tile(labels[:, None], (1, 64)), list("wxyz")
         path = root / f"lpsb19_seg_{part}.npz"
         write_packed(path, points, labels, list("abcd"), seg=seg, part_names=names, part_category=range(4))
+    np.savez(root / "demo_shapes.npz", points=rng.normal(size=(24, 64, 3)).astype(np.float32))
     monkeypatch.setenv("POINT_DATA_ROOT", str(root))
     return root
 
@@ -70,7 +71,7 @@ def load(path: Path) -> dict:
 def test_it_is_a_configuration(path):
     config = load(path)
     check_config(config)
-    if path.stem in PARAMETERS:
+    if path.stem in PARAMETERS and path.parent.name != "samplenet":
         classes = 40 if "modelnet40" in path.stem else 15
         extra = {"num_classes": classes} if path.parent.name != "pretrain" else {}
         with torch.device("meta"):
@@ -78,12 +79,20 @@ def test_it_is_a_configuration(path):
         assert sum(p.numel() for p in model.parameters()) == PARAMETERS[path.stem]
 
 
+PARTS = ("mask", "backbone", "tower", "sampler", "network")
+
+
 def small_model(model: dict, where: str) -> list[str]:
     """Sizes of a model and of the backbone in it."""
-    sizes = {key: value for key, value in SMALL[model["name"]].items() if key not in ("mask", "backbone", "tower")}
+    sizes = {key: value for key, value in SMALL[model["name"]].items() if key not in PARTS}
     if "tower" in model:
         sizes["tower"] = {"embed_dim": 24, "depth": 1, "num_heads": 2}
     words = [f"{where}.{key}={value}" for key, value in sizes.items()]
+    if "sampler" in model:
+        sampler = {"num_out": 12, "bottleneck": 8, "mlp": [8, 8], "head": [8]}
+        sampler |= {"sizes": [6, 12], "eval_size": 6} if "sizes" in model["sampler"] else {}
+        words += [f"{where}.sampler.{key}={value}" for key, value in sampler.items()]
+        words += small_model(model["network"], f"{where}.network")
     if "backbone" in model:
         words += small_model(model["backbone"], f"{where}.backbone")
         words += [f"{where}.teacher=auto"] if "distillation_weights" in model else []
@@ -109,10 +118,13 @@ def smaller(config: dict) -> list[str]:
         options = config["data"].get(split) or {}
         words += [f"data.{split}.num_points=32"] if "num_points" in options else []
         words += (
-            [f"data.{split}.size=32", f"data.{split}.num_points=64"]
+            [f"data.{split}.size={256 if 'classes' in config['data'] else 32}", f"data.{split}.num_points=64"]
             if options.get("name") == "synthetic_shapes"
             else []
         )
+    if "classes" in config["data"]:  # few clouds are left
+        words += ["data.batch_size=4"]
+        words += ["data.classes=[airplane,xbox]"] if config["data"]["train"]["name"] == "modelnet40" else []
     words += ["data.val_fraction=0.5"] if config["data"].get("val_fraction") != 0 else []
     kept = 32 if "num_points" in config["data"]["train"] else 48
     for key in ("augment", "eval_transform"):

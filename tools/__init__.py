@@ -7,6 +7,9 @@ TASKS = Registry(
     {
         "pretrain": "tools.tasks.pretrain:Pretrain",
         "classify": "tools.tasks.classify:Classify",
+        "retrieve": "tools.tasks.retrieve:Retrieve",
+        "reconstruct": "tools.tasks.reconstruct:Reconstruct",
+        "register": "tools.tasks.register:Register",
         "part_segmentation": "tools.tasks.segment:PartSegmentation",
         "semantic_segmentation": "tools.tasks.segment:SemanticSegmentation",
         "distill": "tools.tasks.distill:Distill",

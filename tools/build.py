@@ -59,7 +59,7 @@ def check_config(config: Mapping[str, Any]) -> None:
         if not isinstance(config.get(key), Mapping):
             raise UserError(f"{key}: section missing; the configuration needs it")
     TASKS.check(config["task"], "task")
-    MODELS.check(config["model"], "model", given=tuple(_sizes_taken(config["model"])))
+    MODELS.check(config["model"], "model", given=tuple(SIZES))
     check_entries(config.get("peft"))
     OPTIMIZERS.check(config["optimizer"], "optimizer", given=("params",))
     SCHEDULERS.check(config.get("scheduler", {"name": "cosine"}), "scheduler")
@@ -104,21 +104,27 @@ def build_data(config: Mapping[str, Any], device: torch.device, seed: int) -> Da
 
 
 def build_model(config: Mapping[str, Any], data: DataSplits) -> nn.Module:
+    return MODELS.build(with_sizes(config["model"], data), "model")
+
+
+def with_sizes(cfg: Mapping[str, Any], data: DataSplits, where: str = "model") -> dict[str, Any]:
     """The numbers of classes, parts and categories come from the data unless the configuration names them."""
-    cfg, extra = config["model"], {}
+    filled = dict(cfg)
     for key in _sizes_taken(cfg):
         there = getattr(data, SIZES[key])
         if key not in cfg:
-            extra[key] = there
+            filled[key] = there
+            if key == "num_parts" and there == 0:
+                raise UserError(
+                    "data: no part names, so these data cannot be segmented; name data with a label for every point"
+                )
         elif cfg[key] < there and not (key == "num_categories" and cfg[key] == 0):
             raise UserError(
-                f"model.{key}: {cfg[key]}, but the data have {there} {key.removeprefix('num_')}; leave it out"
+                f"{where}.{key}: {cfg[key]}, but the data have {there} {key.removeprefix('num_')}; leave it out"
             )
-    if extra.get("num_parts") == 0:
-        raise UserError(
-            "data: no part names, so these data cannot be segmented; name data with a label for every point"
-        )
-    return MODELS.build(cfg, "model", **extra)
+    if isinstance(cfg.get("network"), Mapping):  # the network behind a sampler
+        filled["network"] = with_sizes(cfg["network"], data, f"{where}.network")
+    return filled
 
 
 def load_into(model: nn.Module, checkpoint: Mapping[str, Any], path: str, *, whole: bool) -> LoadReport:
@@ -132,10 +138,13 @@ def load_into(model: nn.Module, checkpoint: Mapping[str, Any], path: str, *, who
     return report
 
 
-def build_optimizer(config: Mapping[str, Any], model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(config: Mapping[str, Any], model: nn.Module, trains: bool = True) -> torch.optim.Optimizer | None:
+    """None for a model that is only tested and has nothing to train."""
     cfg = config["optimizer"]
     default = parameters(OPTIMIZERS.get(cfg["name"], "optimizer"))["weight_decay"].default
     groups = parameter_groups(model, cfg.get("weight_decay", default))
+    if not groups and not trains:
+        return None
     if not groups:
         raise UserError("model: every parameter is frozen; there is nothing to train")
     return OPTIMIZERS.build(cfg, "optimizer", params=groups)

@@ -215,7 +215,7 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
         model,
         task,
         data,
-        build_optimizer(config, model),
+        build_optimizer(config, model, trains=not (args.test or args.svm)),
         build_schedule(config),
         experiment,
         config=config,

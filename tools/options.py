@@ -12,7 +12,7 @@ from typing import Any
 
 from datasets import DATASETS, TRANSFORMS
 from datasets.fewshot import Episode
-from models import ATTENTION, MASKS, MODELS
+from models import ATTENTION, MASKS, MODELS, SAMPLERS
 from models.peft import PEFT
 from tools import OPTIMIZERS, SCHEDULERS, TASKS
 from tools.build import compat
@@ -29,6 +29,7 @@ KINDS: dict[str, tuple[str, Registry | Callable]] = {  # kind: where it stands, 
     "mask": ("model.mask", MASKS),
     "attention": ("model.attention", ATTENTION),
     "peft": ("peft, a list", PEFT),
+    "sampler": ("model.sampler", SAMPLERS),
     "data": ("data", DataSplits),
     "few_shot": ("data.few_shot", Episode),
     "dataset": ("data.train, .val, .test", DATASETS),

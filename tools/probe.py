@@ -40,11 +40,16 @@ class Score:
 
 
 def extract_features(
-    model: nn.Module, loader: Loader, data: DataSplits, autocast: Autocast, progress: str = ""
+    model: nn.Module,
+    loader: Loader,
+    data: DataSplits,
+    autocast: Autocast,
+    progress: str = "",
+    vector: str = "encode",
 ) -> Features:
     """`model.encode` of every cloud, in the order of the data set, whatever the number of processes. progress: what a
-    bar on the terminal is named; none without it."""
-    encode = getattr(model, "encode", None)
+    bar on the terminal is named; none without it. vector: another method of the model, taken where it has it."""
+    encode = getattr(model, vector, getattr(model, "encode", None))
     if encode is None:
         raise UserError(f"model '{type(model).__name__}' has no encode(points): its features cannot be probed")
     rows = []

@@ -37,7 +37,8 @@ def _row_cells(row: dict) -> list[str]:
     weights = row.get("selection", "") + (f", epoch {row['best_epoch']}" if "best_epoch" in row else "")
     start = str(Path(*Path(row.get("start") or "").parts[-2:]))  # the folder of the run tells more than the file
     protocol = row.get("protocol") or row.get("voting") or ""
-    return [row["metric"], f"{row['value']:.2f}{spread}", row["split"], weights, start, protocol]
+    value = f"{row['value']:.2f}" if abs(row["value"]) >= 1 else f"{row['value']:.4g}"
+    return [row["metric"], value + spread, row["split"], weights, start, protocol]
 
 
 def read_results(folder: Path) -> dict:

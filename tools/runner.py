@@ -84,7 +84,7 @@ class Runner:
         model: nn.Module,
         task,
         data,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | None,  # None where nothing is trained
         schedule: Callable[[float, float, int], float],
         experiment: Experiment,
         *,
@@ -93,10 +93,11 @@ class Runner:
         point_mae_schedule: bool = False,
     ) -> None:
         """Take over what a run consists of; the model is on its device already."""
-        self.model, self.task, self.data, self.optimizer, self.schedule = model, task, data, optimizer, schedule
+        self.model, self.task, self.data, self.schedule = model, task, data, schedule
         self.experiment, self.config, self.point_mae_schedule = experiment, config, point_mae_schedule
         self.device = next(model.parameters()).device
-        self.base_lr = optimizer.param_groups[0]["lr"]
+        if optimizer is not None:
+            self.optimizer, self.base_lr = optimizer, optimizer.param_groups[0]["lr"]
         self.norms = [(norm, norm.momentum) for norm in model.modules() if isinstance(norm, _BatchNorm)]
         averaging = get_ema_multi_avg_fn(self.ema_decay)
         self.ema = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True) if self.ema_decay else None

@@ -13,15 +13,15 @@ from datasets.fewshot import Episode
 from datasets.loader import Loader
 from utils.errors import UserError
 from utils.logging import get_logger
-from utils.schema import check_arguments, check_required, join
+from utils.schema import check_arguments, check_required, hint, join
 
 
 class DataSplits:
     """Loaders for train, val and test. Validation data are held out from the training data unless `val` names others.
 
     batch_size counts the clouds of all processes together. `augment` transforms training batches, `eval_transform` all
-    others. label_fraction keeps a share of each class of the training data (at least one cloud). few_shot cuts an
-    episode out of both: options as of `datasets.fewshot.Episode`.
+    others. classes: only clouds of these classes. label_fraction keeps a share of each class of the training data (at
+    least one cloud). few_shot cuts an episode out of both: options as of `datasets.fewshot.Episode`.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class DataSplits:
         val: dict | None = None,
         val_fraction: float = 0.1,
         label_fraction: float = 1.0,
+        classes: list[str] | None = None,
         few_shot: dict | None = None,
         batch_size: int = 32,
         eval_batch_size: int = 64,
@@ -53,6 +54,10 @@ class DataSplits:
         test_set = DATASETS.build(test, "data.test") if test else None
         val_set = DATASETS.build(val, "data.val") if val else None
         _check_classes(full, val=val_set, test=test_set)
+        if classes is not None:
+            full = only_classes(full, classes)
+            val_set = val_set and only_classes(val_set, classes)
+            test_set = test_set and only_classes(test_set, classes)
         if few_shot is not None:
             full, val_set, test_set = cut_episode(few_shot, full, val_set, test_set)
         train_set = full
@@ -117,6 +122,18 @@ def _check_classes(train: PointClouds, **others: PointClouds | None) -> None:
                 f"data.{split}: '{other.name}' has {other.num_classes} classes, the training data '{train.name}' have "
                 f"{train.num_classes} ({what}); use data with the same class names"
             )
+
+
+def only_classes(dataset: PointClouds, classes: list[str]) -> PointClouds:
+    """The clouds of the named classes; the classes keep their numbers."""
+    for name in classes:
+        if name not in dataset.class_names:
+            raise UserError(f"data.classes: '{dataset.name}' has no class '{name}'.{hint(name, dataset.class_names)}")
+    wanted = [dataset.class_names.index(name) for name in classes]
+    kept = np.flatnonzero(np.isin(dataset.class_labels, wanted))
+    if not len(kept):
+        raise UserError(f"data.classes: '{dataset.name}' ({dataset.split}) holds no cloud of {', '.join(classes)}")
+    return dataset.subset(kept, dataset.split)
 
 
 def hold_out(dataset: PointClouds, fraction: float, seed: int) -> tuple[PointClouds, PointClouds]:

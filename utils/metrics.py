@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from utils import dist
+from utils.errors import UserError
 
 
 def widest(device: torch.device) -> torch.dtype:
@@ -141,3 +143,50 @@ def part_iou(prediction: Tensor, truth: Tensor, num_parts: int) -> Tensor:
     union = count(prediction, labelled) + count(truth.clamp(min=0), labelled) - both
     share = both.to(widest(both.device)) / union.clamp(min=1)
     return share.where(union > 0, 1.0)
+
+
+class Ranking:
+    """Average precision of every query, and precision at fixed recalls; queries of a class are averaged first."""
+
+    RECALLS = np.linspace(0, 1, 21)
+
+    def __init__(self, labels: np.ndarray, precision: np.ndarray, curves: np.ndarray):
+        self.labels, self.precision, self.curves = labels, precision, curves  # (Q,), (Q,), (Q, 21)
+
+    def class_precision(self) -> dict[int, float]:
+        """Mean average precision of the queries of each class that has any."""
+        return {int(label): float(self.precision[self.labels == label].mean()) for label in np.unique(self.labels)}
+
+    def figures(self) -> dict[str, float]:
+        """Percent: mean over classes, mean over queries."""
+        return {
+            "map": 100 * float(np.mean(list(self.class_precision().values()))),
+            "map_micro": 100 * float(self.precision.mean()),
+        }
+
+    def curve(self) -> np.ndarray:
+        """Recall and precision (2, 21), mean over classes; the precision at a recall is the best from there on."""
+        means = [self.curves[self.labels == label].mean(axis=0) for label in np.unique(self.labels)]
+        return np.stack([self.RECALLS, np.mean(means, axis=0)])
+
+
+def rank_by_distance(vectors: np.ndarray, labels: np.ndarray) -> Ranking:
+    """Every vector (n, C) against all others by Euclidean distance; of equally near ones the first comes first."""
+    kept, precisions, curves = [], [], []
+    counts = np.bincount(labels)
+    wide = vectors.astype(np.float64)
+    for query in np.flatnonzero(counts[labels] > 1):
+        away = np.square(wide - wide[query]).sum(axis=1)
+        away[query] = np.inf
+        right = (labels == labels[query])[np.argsort(away, kind="stable")[:-1]]
+        hits = np.flatnonzero(right)
+        at_hits = np.arange(1, len(hits) + 1) / (hits + 1)
+        best_from = np.maximum.accumulate(at_hits[::-1])[::-1]
+        reached = np.arange(1, len(hits) + 1) / len(hits)
+        place = np.searchsorted(reached, Ranking.RECALLS - 1e-9).clip(max=len(hits) - 1)
+        kept.append(labels[query])
+        precisions.append(at_hits.mean())
+        curves.append(best_from[place])
+    if not kept:
+        raise UserError("retrieval: no class has two clouds, so there is nothing to find; use a larger set")
+    return Ranking(np.array(kept), np.array(precisions), np.array(curves))

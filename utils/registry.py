@@ -45,13 +45,13 @@ class Registry:
     def check(self, cfg: Mapping[str, Any], where: str = "", given: tuple[str, ...] = ()) -> None:
         """Raise UserError unless `cfg` names an entry and gives it only options it takes, all it needs among them.
 
-        given: arguments that the program itself will pass to `build`; they are no configuration keys.
+        given: arguments that the program itself will pass to `build`, or fill in where a part needs them.
         """
         name, args = _split(cfg, where or self.kind)
         target, what = self.get(name, where), f"{self.kind} '{name}'"
         for key, registry in self.parts.items():
             if isinstance(args.get(key), Mapping | str):
-                registry.check(_named(args.pop(key)), join(where, key))
+                registry.check(_named(args.pop(key)), join(where, key), given)
                 given = (*given, key)
         check_arguments(target, args, where, what)
         check_required(target, (*args, *given), where, what)

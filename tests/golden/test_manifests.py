@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import MODELS
+from models import MODELS, SAMPLERS
+from models.layers.tensorflow import from_tensorflow
 from tests.golden.fixtures import ABSENT, GOLDEN
 from tools.optim import is_free_of_decay
 from utils.checkpoint import load_weights
@@ -61,6 +62,24 @@ MODEL_OF: dict[str, dict] = {
     "pct_cls_modelnet40": {"name": "PCTClassifier", "num_classes": 40, "extra_channels": 3},
     "pct_partseg_shapenetpart": {"name": "PCTSegmenter", **PARTS},
     "nico_point_transformer_cls_modelnet40": {"name": "SortNetClassifier", "num_classes": 40, "extra_channels": 3},
+}
+
+
+POINTNET = {"name": "PointNetClassifier", "num_classes": 40}
+CLASSIFICATION = {"norm_output": True, "layout": "points", "bn_eps": 1e-3}
+RECONSTRUCTION = {"mlp": [64, 128, 128, 256], "head": [256, 256], "norm_head": False, "layout": "points"}
+SAMPLING: dict[str, dict] = {  # in `model`, or `sampler` where it is one alone; TensorFlow's names where they say so
+    "samplenet_registration_64": {"sampler": {"name": "samplenet"}},
+    "pcrnet_1024": {"model": {"name": "PCRNet"}},
+    "pcrnet_1024_with_samplenet_64": {
+        "model": {"name": "SampledNetwork", "sampler": {"name": "samplenet"}, "network": {"name": "PCRNet"}}
+    },
+    "samplenet_cls_sampler_32_tfnames": {"sampler": {"name": "samplenet", "num_out": 32, **CLASSIFICATION}},
+    "samplenet_pointnet_cls_tfnames": {"model": {**POINTNET, "transforms": True}},
+    "samplenet_pointnet_cls_basic_tfnames": {"model": POINTNET},
+    "samplenet_autoencoder_2048_tfnames": {"model": {"name": "PointNetAutoEncoder"}},
+    "samplenet_recon_sampler_64_tfnames": {"sampler": {"name": "samplenet", **RECONSTRUCTION}},
+    "samplenet_recon_sampler_2048_tfnames": {"sampler": {"name": "samplenet", "num_out": 2048, **RECONSTRUCTION}},
 }
 
 
@@ -160,3 +179,17 @@ def test_released_students_of_sa3d(name: str) -> None:
         report = load_weights(downstream, official, name, downstream.key_map)  # type: ignore[arg-type]
         assert set(report.loaded) >= {key for key in downstream.state_dict() if key.startswith("encoder.")}
         assert not report.unexpected and {"norm_p.bias", "norm_p.weight"} <= set(report.unused)
+
+
+@pytest.mark.parametrize("name", SAMPLING)
+def test_samplers_and_their_networks(name: str) -> None:
+    official, wanted = checkpoint(name), SAMPLING[name]
+    with torch.device("meta"):
+        model = MODELS.build(wanted["model"]) if "model" in wanted else SAMPLERS.build(wanted["sampler"])
+    if name.endswith("tfnames"):
+        first = next(iter(official)).partition("/")[0]
+        official = from_tensorflow(official, first if first in ("sampler", "autoencoder") else "")
+        assert len(official) == len(read(name))
+    report = load_weights(model, official, name, getattr(model, "key_map", None))
+    missing = [key for key in report.missing if not (name.endswith("tfnames") and key.endswith("num_batches_tracked"))]
+    assert not (missing or report.unexpected or report.unused or report.reshaped), report.summary()

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from numpy import ndarray
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from datasets.loader import Loader
 from datasets.transforms import apply_all
+from models.layers.extra import WithLosses
 from tools.splits import DataSplits
 from utils.random import BatchRandom
 
@@ -77,6 +79,19 @@ def extra_inputs(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor
         return {}
     found = [batch[key] for key in ("normals", "features") if key in batch]
     return {"features": torch.cat(found, dim=-1)} if found else {}
+
+
+def judged(output: Any, judge: Callable[[Any], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The task's losses of a model's output, with those that the model brings along (of a sampler, a regulariser).
+
+    `task` is then the task's own share of the loss, over all answers where there are several.
+    """
+    if not isinstance(output, WithLosses):
+        return judge(output)
+    each = [judge(answer) for answer in output.answers]
+    means = {key: torch.stack([figures[key] for figures in each]).mean() for key in each[0]}
+    task = means["loss"] * (len(each) if output.summed else 1)
+    return {**means, **output.losses, "task": task, "loss": task + output.losses.get("loss", 0)}
 
 
 def prepared(loader: Loader, data: DataSplits) -> Iterator[dict[str, Tensor]]:

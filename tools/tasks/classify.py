@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from datasets.loader import Loader
 from datasets.transforms import apply_all
 from tools.splits import DataSplits
-from tools.tasks.base import Autocast, Task, evaluating, extra_inputs, prepared
+from tools.tasks.base import Autocast, Task, evaluating, extra_inputs, judged, prepared
 from utils.metrics import Confusion
 from utils.random import BatchRandom
 
@@ -27,9 +27,11 @@ class Classify(Task):
         self.label_smoothing, self.vote_times, self.vote_repeats = label_smoothing, vote_times, vote_repeats
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor], rng: BatchRandom) -> dict[str, Tensor]:
-        logits = model(batch["points"], **extra_inputs(model, batch)).float()
-        loss = F.cross_entropy(logits, batch["label"], label_smoothing=self.label_smoothing)
-        return {"loss": loss, "acc": 100 * (logits.detach().argmax(-1) == batch["label"]).float().mean()}
+        def judge(logits: Tensor) -> dict[str, Tensor]:
+            loss = F.cross_entropy(logits.float(), batch["label"], label_smoothing=self.label_smoothing)
+            return {"loss": loss, "acc": 100 * (logits.detach().argmax(-1) == batch["label"]).float().mean()}
+
+        return judged(model(batch["points"], **extra_inputs(model, batch)), judge)
 
     def evaluate(self, model: nn.Module, loader: Loader, data: DataSplits, autocast: Autocast) -> dict[str, float]:
         confusion = self._confusion(model, loader, data, autocast)

@@ -12,6 +12,7 @@ from tests.golden.adapters import (
     point_transformer,
     quantize,
     sa3d,
+    samplenet,
     segmentation,
     sim,
 )
@@ -21,7 +22,7 @@ ADAPTERS: dict[str, dict[str, Callable[[Fixture], None]]] = {
     "m2ae": {**m2ae.ADAPTERS, **sa3d.ADAPTERS},
     "mae": {**mae.ADAPTERS, **mae_data.ADAPTERS, **sa3d.ADAPTERS, **segmentation.MAE},
     "haq": {**segmentation.HAQ, **point_transformer.ADAPTERS, **haq_data.ADAPTERS, **quantize.ADAPTERS},
-    "sampling": {**sim.ADAPTERS},
+    "sampling": {**sim.ADAPTERS, **samplenet.ADAPTERS},
     "peft": {**any2point.ADAPTERS, **peft.ADAPTERS},
 }
 ELSEWHERE = ("ops",)  # folders that a test file of their own covers
