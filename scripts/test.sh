@@ -7,4 +7,6 @@ python=.venv/bin/python
 echo "== ruff check";  $python -m ruff check .
 echo "== ruff format"; $python -m ruff format --check .
 echo "== mypy";        $python -m mypy
-echo "== pytest";      $python -m pytest "$@"
+# one process a core, one thread each
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+echo "== pytest";      $python -m pytest -n auto --maxprocesses 8 --dist worksteal "$@"
