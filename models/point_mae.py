@@ -35,9 +35,7 @@ class PointEncoder(nn.Module):
         super().__init__()
         self.embed = PatchEmbed(embed_dim, patch_width)
         self.pos_embed = position_embedding(embed_dim)
-        self.transformer = Transformer(
-            embed_dim, depth, num_heads, drop_path_rate=drop_path_rate, attention=attention
-        )
+        self.transformer = Transformer(embed_dim, depth, num_heads, drop_path_rate=drop_path_rate, attention=attention)
         if init == "trunc_normal":
             self.apply(init_trunc_normal)
 

@@ -36,7 +36,11 @@ KINDS: dict[str, tuple[str, Registry | Callable]] = {  # kind: where it stands, 
     "runner": ("runner", Runner),
     "compat": ("compat", compat),
 }
-FROM_PROGRAM = {"optimizer": {"params"}, "data": {"seed", "device"}, "attention": set(ATTENTION.later)}  # arguments that are no configuration keys
+FROM_PROGRAM = {
+    "optimizer": {"params"},
+    "data": {"seed", "device"},
+    "attention": set(ATTENTION.later),
+}  # arguments that are no configuration keys
 
 
 def overview() -> list[str]:

@@ -235,9 +235,7 @@ def _window_sums(name: str, weights: Tensor, rows: Tensor) -> Any:
         return NotImplemented
     (batch, n, channels), window = rows.shape, weights.shape[2]
     out = torch.empty_like(rows)
-    launch.launch(
-        "window", name, parts(batch * n, ROWS), ROWS * 32, weights, rows, out, n, window, channels, batch
-    )
+    launch.launch("window", name, parts(batch * n, ROWS), ROWS * 32, weights, rows, out, n, window, channels, batch)
     return out
 
 

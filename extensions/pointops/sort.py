@@ -12,5 +12,7 @@ def sort_order(keys: Tensor) -> Tensor:
     Equal numbers keep their order (-0 equals 0), NaN comes last. Not differentiable.
     """
     if not keys.is_floating_point() or keys.ndim == 0:
-        raise UserError(f"sort_order: keys must be (..., n) floating point numbers, got {keys.dtype} {tuple(keys.shape)}")
+        raise UserError(
+            f"sort_order: keys must be (..., n) floating point numbers, got {keys.dtype} {tuple(keys.shape)}"
+        )
     return operators.sort_order(keys.detach())

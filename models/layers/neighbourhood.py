@@ -17,8 +17,6 @@ def nearest_l1(query: Tensor, points: Tensor, k: int) -> Tensor:
     k = check_count("nearest_l1", "k", k, limit=points.shape[1])
     found = []
     for clouds, rows in blocks(query, points):
-        x, y, z = (
-            (query[clouds, rows, None, axis] - points[clouds, None, :, axis]).abs_() for axis in range(3)
-        )
+        x, y, z = ((query[clouds, rows, None, axis] - points[clouds, None, :, axis]).abs_() for axis in range(3))
         found.append(smallest(x.add_(y).add_(z), k))
     return torch.cat([part.reshape(-1, k) for part in found]).view(*query.shape[:2], k)

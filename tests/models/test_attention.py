@@ -21,7 +21,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "per_head": {"name": "sim", "window": 5, "restore": "per_head"},
     "lsh": {"name": "lsh", "window": 5},
 }
-PUBLISHED = {"sim": {"name": "sim", "window": 5, "restore": "none"}, "lsh": {"name": "lsh", "restore": "none"}}
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "sim": {"name": "sim", "window": 5, "restore": "none"},
+    "lsh": {"name": "lsh", "restore": "none"},
+}
 
 
 def build(kind: str, dim: int = 12, **options) -> nn.Module:
@@ -106,8 +109,8 @@ def test_directions_of_every_step_survive_recomputation() -> None:
         for _ in range(2):  # two calls before one backward pass, as a shared layer has
             out = layer(x)
         (layer(x) + out).square().sum().backward()
-        grads.append(layer.query.weight.grad)  # type: ignore[union-attr]
-    assert torch.equal(grads[0], grads[1])
+        grads.append(dict(layer.named_parameters())["query.weight"].grad)
+    assert grads[0] is not None and grads[1] is not None and torch.equal(grads[0], grads[1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -189,7 +192,7 @@ def test_a_given_projection() -> None:
     layer, x = build("first"), tokens()
     given = torch.randn_like(layer.projection)  # type: ignore[arg-type]
     out = layer(x, projection=given)
-    layer.projection.copy_(given)  # type: ignore[operator, union-attr]
+    layer.projection.copy_(given)  # type: ignore[operator]
     assert torch.equal(layer(x), out)
 
 
@@ -227,7 +230,8 @@ def test_wrong_options() -> None:
 def test_every_backbone_takes_every_kind(kind: str) -> None:
     from models import MODELS
 
-    options, points = KINDS.get(kind, "dense"), torch.randn(2, 64, 3)
+    options: Any = KINDS.get(kind, "dense")
+    points = torch.randn(2, 64, 3)
     for name in ("PointMAE", "PointMAEClassifier", "PointMAESegmenter", "PointM2AE", "PointM2AEClassifier"):
         extra = {key: 5 for key in ("num_classes", "num_parts") if name.endswith(("Classifier", "Segmenter"))}
         extra = {key: value for key, value in extra.items() if ("num_parts" in key) == name.endswith("Segmenter")}
