@@ -17,7 +17,7 @@ from utils.random import BatchRandom
 class Sampled(NamedTuple):
     """simplified: points as the sampler imagined them (for plain samplers the chosen ones). points: what the task gets.
     indices: their places in the cloud, None where they are mixtures of points (learned samplers while training).
-    losses: single terms, and `loss`, their weighted sum, to be added to the task's loss; empty where nothing is learned.
+    losses: the terms, and `loss`, their weighted sum, to be added to the task's loss; empty where nothing is learned.
     """
 
     simplified: Tensor  # (B, M, 3)
