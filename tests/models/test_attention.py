@@ -207,19 +207,21 @@ def test_similarity_values_follow_their_definition() -> None:
 
 
 def test_wrong_options() -> None:
-    for options, message in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"name": "sim", "window": 4}, "window: 4; use an odd number"),
         ({"name": "lsh", "window": 0}, "window: 0; use an odd number"),
         ({"name": "sim", "k_heads": 20}, "k_heads: 20; use 1 to 16"),
-    ):
+    ]
+    for options, message in wrong:
         with pytest.raises(UserError, match=message):
             ATTENTION.build(options)(12, 3)
-    for options, message in (
+    wrong = [
         ({"name": "sim", "widow": 9}, r"attention.widow: .*no such option. Did you mean 'window'"),
         ({"name": "sim", "restore": "second"}, r"attention.restore: expected one of 'first', 'per_head', 'none'"),
         ({"name": "sym"}, "unknown attention 'sym'. Did you mean 'sim'"),
         ({"name": "sim", "dim": 3}, "attention.dim: follows from the model"),
-    ):
+    ]
+    for options, message in wrong:
         with pytest.raises(UserError, match=message):
             ATTENTION.build(options, "attention")
     with pytest.raises(UserError, match="one bias for all heads"):
@@ -233,8 +235,8 @@ def test_every_backbone_takes_every_kind(kind: str) -> None:
     options: Any = KINDS.get(kind, "dense")
     points = torch.randn(2, 64, 3)
     for name in ("PointMAE", "PointMAEClassifier", "PointMAESegmenter", "PointM2AE", "PointM2AEClassifier"):
-        extra = {key: 5 for key in ("num_classes", "num_parts") if name.endswith(("Classifier", "Segmenter"))}
-        extra = {key: value for key, value in extra.items() if ("num_parts" in key) == name.endswith("Segmenter")}
+        size = "num_classes" if name.endswith("Classifier") else "num_parts"
+        extra = {size: 5} if name.endswith(("Classifier", "Segmenter")) else {}
         model = MODELS.build({"name": name, **SMALL[name], **extra, "attention": options})
         out = model.train()(points)
         (out["loss"] if isinstance(out, dict) else out.square().mean()).backward()
