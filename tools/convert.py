@@ -11,7 +11,6 @@ import re
 import sys
 import zipfile
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +139,7 @@ def keras(args: Any) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m tools.convert", description="Weights of other programs in our form")
-    kinds = parser.add_subparsers(dest="kind", required=True, parser_class=partial(Parser))
+    kinds = parser.add_subparsers(dest="kind", required=True, parser_class=Parser)
     of_keras = kinds.add_parser("keras", help="the networks of the official 3DSimAttention")
     of_keras.add_argument("source", type=Path)
     of_keras.add_argument("target", type=Path)

@@ -1,5 +1,6 @@
 // Calls every kernel on random and edge inputs; built by scripts/sanitize.sh with the sanitizers of the compiler, and no
 // part of the library.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -30,6 +31,10 @@ int64_t pointsmith_approx_match_cost(const float*, const float*, int64_t, int64_
                                      float*, int64_t);
 int64_t pointsmith_normalize(const float*, int64_t, int64_t, float*, int64_t);
 int64_t pointsmith_auction(const float*, const float*, int64_t, int64_t, int64_t, double, int64_t*, int64_t);
+int64_t pointsmith_sort_order(const float*, int64_t, int64_t, int64_t*, int64_t);
+int64_t pointsmith_window_scores(const float*, const float*, int64_t, int64_t, int64_t, int64_t, float*, int64_t);
+int64_t pointsmith_window_mix(const float*, const float*, int64_t, int64_t, int64_t, int64_t, float*, int64_t);
+int64_t pointsmith_window_spread(const float*, const float*, int64_t, int64_t, int64_t, int64_t, float*, int64_t);
 }
 
 static std::mt19937 generator(0);
@@ -80,6 +85,13 @@ static void run(int64_t batch, int64_t n, int64_t m, int64_t k, int kind, int64_
                                      threads) != 1)
       std::puts("an index outside was taken"), std::exit(1);
   }
+  Indices order(x.size());
+  pointsmith_sort_order(x.data(), batch, 3 * n, order.data(), threads);
+  const int64_t window = std::min(k, n);
+  Floats scores(batch * n * window), rows(batch * n * channels, 1.f), mixed(rows.size());
+  pointsmith_window_scores(rows.data(), rows.data(), batch, n, window, channels, scores.data(), threads);
+  pointsmith_window_mix(scores.data(), rows.data(), batch, n, window, channels, mixed.data(), threads);
+  pointsmith_window_spread(scores.data(), rows.data(), batch, n, window, channels, mixed.data(), threads);
   if (n * m > 300 * 300) return;
   Floats cost(batch);
   for (int squared = 0; squared < 2; squared++) {

@@ -7,6 +7,7 @@ B clouds, N points, M samples (cells), L points of the largest part.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -83,7 +84,7 @@ def split(cells: Sequence[int], remaining: int) -> list[int]:
     if remaining == 0:
         return list(cells)
     result = [0]
-    for first, last in zip(cells, cells[1:]):
+    for first, last in pairwise(cells):
         number = last - first
         pieces = max(1, round(number ** (1 / (remaining + 1))))
         result += [first + number * piece // pieces for piece in range(1, pieces + 1)]
@@ -99,7 +100,7 @@ def parts(length: int, starts: Sequence[int], device: torch.device) -> tuple[Ten
     """Places (parts, L) of the members of every part, and which of them are inside; those outside repeat the last."""
     begin = torch.tensor(starts, device=device)
     size = begin.diff()
-    offset = torch.arange(max(b - a for a, b in zip(starts, starts[1:])), device=device)
+    offset = torch.arange(max(b - a for a, b in pairwise(starts)), device=device)
     inside = offset < size[:, None]
     return (begin[:-1, None] + offset).clamp(max=length - 1), inside
 

@@ -85,7 +85,8 @@ def test_emulated_in_any_order_of_threads(operator: str, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("operator", kernels.KERNELS)
 def test_leaves_float64_to_the_reference(operator: str) -> None:
     case = next((case for case in (*EXACT.values(), *CLOSE.values()) if case[0] == operator), None)
-    args = case[1] if case else (cloud(1, 4), cloud(1, 4), True, 0.1)
+    alone = {"sort_order": (cloud(1, 4),), "auction": (cloud(1, 4), cloud(1, 4), True, 0.1)}
+    args = case[1] if case else alone[operator]
     wide = [arg.double() if isinstance(arg, torch.Tensor) and arg.is_floating_point() else arg for arg in args]
     assert kernels.KERNELS[operator](*wide) is NotImplemented
 

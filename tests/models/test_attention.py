@@ -21,7 +21,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "per_head": {"name": "sim", "window": 5, "restore": "per_head"},
     "lsh": {"name": "lsh", "window": 5},
 }
-PUBLISHED = {"sim": {"name": "sim", "window": 5, "restore": "none"}, "lsh": {"name": "lsh", "restore": "none"}}
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "sim": {"name": "sim", "window": 5, "restore": "none"},
+    "lsh": {"name": "lsh", "restore": "none"},
+}
 
 
 def build(kind: str, dim: int = 12, **options) -> nn.Module:
@@ -106,8 +109,8 @@ def test_directions_of_every_step_survive_recomputation() -> None:
         for _ in range(2):  # two calls before one backward pass, as a shared layer has
             out = layer(x)
         (layer(x) + out).square().sum().backward()
-        grads.append(layer.query.weight.grad)  # type: ignore[union-attr]
-    assert torch.equal(grads[0], grads[1])
+        grads.append(dict(layer.named_parameters())["query.weight"].grad)
+    assert grads[0] is not None and grads[1] is not None and torch.equal(grads[0], grads[1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -189,7 +192,7 @@ def test_a_given_projection() -> None:
     layer, x = build("first"), tokens()
     given = torch.randn_like(layer.projection)  # type: ignore[arg-type]
     out = layer(x, projection=given)
-    layer.projection.copy_(given)  # type: ignore[operator, union-attr]
+    layer.projection.copy_(given)  # type: ignore[operator]
     assert torch.equal(layer(x), out)
 
 
@@ -204,19 +207,21 @@ def test_similarity_values_follow_their_definition() -> None:
 
 
 def test_wrong_options() -> None:
-    for options, message in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"name": "sim", "window": 4}, "window: 4; use an odd number"),
         ({"name": "lsh", "window": 0}, "window: 0; use an odd number"),
         ({"name": "sim", "k_heads": 20}, "k_heads: 20; use 1 to 16"),
-    ):
+    ]
+    for options, message in wrong:
         with pytest.raises(UserError, match=message):
             ATTENTION.build(options)(12, 3)
-    for options, message in (
+    wrong = [
         ({"name": "sim", "widow": 9}, r"attention.widow: .*no such option. Did you mean 'window'"),
         ({"name": "sim", "restore": "second"}, r"attention.restore: expected one of 'first', 'per_head', 'none'"),
         ({"name": "sym"}, "unknown attention 'sym'. Did you mean 'sim'"),
         ({"name": "sim", "dim": 3}, "attention.dim: follows from the model"),
-    ):
+    ]
+    for options, message in wrong:
         with pytest.raises(UserError, match=message):
             ATTENTION.build(options, "attention")
     with pytest.raises(UserError, match="one bias for all heads"):
@@ -227,10 +232,11 @@ def test_wrong_options() -> None:
 def test_every_backbone_takes_every_kind(kind: str) -> None:
     from models import MODELS
 
-    options, points = KINDS.get(kind, "dense"), torch.randn(2, 64, 3)
+    options: Any = KINDS.get(kind, "dense")
+    points = torch.randn(2, 64, 3)
     for name in ("PointMAE", "PointMAEClassifier", "PointMAESegmenter", "PointM2AE", "PointM2AEClassifier"):
-        extra = {key: 5 for key in ("num_classes", "num_parts") if name.endswith(("Classifier", "Segmenter"))}
-        extra = {key: value for key, value in extra.items() if ("num_parts" in key) == name.endswith("Segmenter")}
+        size = "num_classes" if name.endswith("Classifier") else "num_parts"
+        extra = {size: 5} if name.endswith(("Classifier", "Segmenter")) else {}
         model = MODELS.build({"name": name, **SMALL[name], **extra, "attention": options})
         out = model.train()(points)
         (out["loss"] if isinstance(out, dict) else out.square().mean()).backward()

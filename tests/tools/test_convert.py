@@ -22,7 +22,7 @@ FIXTURES = {
 
 
 def layout(arrays: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    """Paths as Keras 3 writes them (seen with keras 3.15): layers by class, sub-layers by attribute, arrays by number."""
+    """Paths as Keras 3 writes them (seen with keras 3.15): layers by class, theirs by attribute, arrays by number."""
     result = {}
     for name, value in arrays.items():
         *above, layer, kind = name.split(".")
@@ -54,7 +54,7 @@ def test_converted_networks_give_the_recorded_results(name: str, form: str, tmp_
     fixture, (network, function) = Fixture(path, "sampling"), FIXTURES[name]
     arrays, source = fixture.below_dict("param/"), tmp_path / f"x.{form}"
     if form == "npz":
-        np.savez(source, **{key: value.numpy() for key, value in arrays.items()})
+        np.savez(source, **{key: value.numpy() for key, value in arrays.items()})  # type: ignore[arg-type]
     elif form == "keras":
         with zipfile.ZipFile(source, "w") as archive:
             archive.write(write(tmp_path / "inner.h5", layout(arrays)), "model.weights.h5")

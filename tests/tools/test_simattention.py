@@ -1,6 +1,7 @@
 """The configurations of 3DSimAttention train on data of their format; a trained network is exported."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def data_root(tmp_path, monkeypatch) -> Path:
     for name in ("infomr69", "shrec16", "lpsb19_seg"):
         for part in ("train", "test"):
             points, labels = rng.normal(size=(24, 64, 3)).astype(np.float32), np.arange(24) % 3
-            options = {}
+            options: dict[str, Any] = {}
             if name == "lpsb19_seg":
                 seg = 2 * labels[:, None] + (points[..., 0] > 0)
                 parts = [f"{letter}/{half}" for letter in "abc" for half in ("left", "right")]

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import pairwise
 
 import torch
 
@@ -92,7 +93,7 @@ def crossing(dense: Mapping[int, float], sparse: Mapping[int, float]) -> str:
     gain = {n: math.log(dense[n] / sparse[n]) for n in lengths}
     if gain[lengths[0]] > 0:
         return f"below {lengths[0]}"
-    for low, high in zip(lengths, lengths[1:]):
+    for low, high in pairwise(lengths):
         if gain[high] > 0:
             share = -gain[low] / (gain[high] - gain[low])
             return f"about {round(math.exp(math.log(low) + share * math.log(high / low)), -1):.0f}"

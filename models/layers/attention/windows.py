@@ -34,7 +34,7 @@ class Near(NamedTuple):
 
     bias: Tensor  # (B, n, w)
     of_key: Tensor | None = None  # (B, n), where the bias is the same for every row: hidden keys are then sorted last
-    count: Tensor | None = None  # (B, 1) how many are not hidden
+    visible: Tensor | None = None  # (B, 1) how many are not hidden
 
 
 def attend(keys: Tensor, values: Tensor, window: int, near: Near | None, special: Special | None) -> Tensor:
@@ -45,7 +45,7 @@ def attend(keys: Tensor, values: Tensor, window: int, near: Near | None, special
         scores = scores + near.bias
     if special is None:
         out = ops.window_mix(scores.softmax(dim=-1), values)
-        return out if near is None or near.count is None else _end_before_hidden(out, keys, values, window, near)
+        return out if near is None or near.visible is None else _end_before_hidden(out, keys, values, window, near)
     extra = (keys @ special.keys.mT) * scale  # (B, n, S)
     weights = torch.cat([scores, extra.to(scores.dtype)], dim=-1).softmax(dim=-1)
     of_special = weights[..., window:].to(special.values.dtype) @ special.values
@@ -54,10 +54,10 @@ def attend(keys: Tensor, values: Tensor, window: int, near: Near | None, special
 
 def _end_before_hidden(out: Tensor, keys: Tensor, values: Tensor, window: int, near: Near) -> Tensor:
     """The rows before the hidden ones share the last window of visible keys, as if nothing came after them."""
-    assert near.count is not None and near.of_key is not None
+    assert near.visible is not None and near.of_key is not None
     steps = torch.arange(window, device=keys.device)
-    rows = (near.count - 1 - steps[: window // 2]).clamp(min=0)  # (B, w / 2)
-    seen = (near.count - window).clamp(min=0) + steps  # (B, w)
+    rows = (near.visible - 1 - steps[: window // 2]).clamp(min=0)  # (B, w / 2)
+    seen = (near.visible - window).clamp(min=0) + steps  # (B, w)
     scores = ops.gather_points(keys, rows) @ ops.gather_points(keys, seen).mT * keys.shape[2] ** -0.5
     weights = (scores + near.of_key.gather(1, seen)[:, None]).softmax(dim=-1)
     mixed = weights.to(values.dtype) @ ops.gather_points(values, seen)

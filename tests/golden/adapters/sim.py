@@ -116,7 +116,7 @@ def sim_sampling(fixture: Fixture) -> None:
 def check_network(fixture: Fixture, model: SimNetwork, probabilities: Any) -> None:
     load(model, fixture)
     for i, layer in enumerate(model.layers):
-        layer.attention.register_buffer("projection", fixture[f"in/RME.{i}"])
+        dict(layer.named_modules())["attention"].register_buffer("projection", fixture[f"in/RME.{i}"])
     fixture.about.setdefault("atol", 2e-5)
     fixture.check(probabilities(model.eval()(fixture["in/points"])), "out/prob")
 
