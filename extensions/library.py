@@ -68,7 +68,7 @@ def status() -> dict[str, str]:
     """For a report: the choice, and for each device what computes the operations."""
     report = {"POINT_OPS": choice()}
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-        count = len(kernels(device))
+        count = sum(name in kernels(device) for name in SCHEMAS)
         report[device] = f"compiled ({count} of {len(SCHEMAS)} operations)" if count else "plain PyTorch"
     return report
 

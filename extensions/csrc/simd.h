@@ -16,7 +16,8 @@ constexpr int LANES = 8;
 #else
 constexpr int LANES = 4;
 #endif
-#define INLINE static inline __attribute__((always_inline))
+#define METHOD inline __attribute__((always_inline))
+#define INLINE static METHOD
 
 typedef float Float __attribute__((vector_size(4 * LANES)));
 typedef int32_t Int __attribute__((vector_size(4 * LANES)));

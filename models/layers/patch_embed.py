@@ -5,8 +5,11 @@ B clouds, G patches, K points a patch, C channels.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from extensions import features
 
 
 class PatchEmbed(nn.Module):
@@ -36,23 +39,35 @@ class PatchEmbed(nn.Module):
     def forward(self, neighborhood: Tensor) -> Tensor:
         """(B, G, K, in_channels) -> (B, G, C)."""
         batch, num_group, size, channels = neighborhood.shape
-        x = self.first[:3](neighborhood.reshape(-1, channels))  # (B*G*K, inner)
-        x = self._join_maximum(x, size)  # (B*G*K, outer)
-        x = self.second[1:](x)  # (B*G*K, C)
-        return _maximum(x.unflatten(0, (-1, size))).unflatten(0, (batch, num_group))
+        x = self._lift(neighborhood.reshape(-1, channels)).unflatten(0, (-1, size))  # (B*G, K, inner)
+        x = self._norm_relu_linear(*self._join_maximum(x))  # (B*G*K, C)
+        return features.group_max(x.unflatten(0, (-1, size))).unflatten(0, (batch, num_group))
 
-    def _join_maximum(self, x: Tensor, size: int) -> Tensor:
-        """second[0](concat(max over patch of first[3](x), first[3](x))) with the weight split: nothing is repeated or
-        concatenated, and as no non-linearity stands between the two layers, a point goes through their product."""
+    def _lift(self, points: Tensor) -> Tensor:
+        """relu(norm(linear)) of (rows, in_channels) -> (rows, inner)."""
+        linear, norm = self.first[0], self.first[1]
+        coordinates = points.shape[1] == 3 and type(linear) is nn.Linear and not points.requires_grad
+        if not (coordinates and points.dtype == torch.float32 and features.fits(norm, points)):
+            return self.first[:3](points)
+        assert isinstance(linear, nn.Linear) and isinstance(norm, nn.BatchNorm1d)
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+        return features.lift_norm_relu(points, linear, norm, dtype)
+
+    def _join_maximum(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of x (patches, K, inner) what every point (patches, K, outer) and what its patch (patches, outer) adds to
+        second[0](concat(max over patch of first[3](x), first[3](x))). The weight is split: nothing is repeated or
+        concatenated; as no non-linearity stands between the two layers, a point goes through their product."""
         local, joint = self.first[3], self.second[0]
         assert isinstance(local, nn.Linear) and isinstance(joint, nn.Linear)
         of_maximum, of_point = joint.weight.split(local.out_features, dim=1)
-        maximum = _maximum(local(x).unflatten(0, (-1, size)))  # (B*G, width)
-        patch = F.linear(maximum, of_maximum, joint.bias + of_point @ local.bias)  # (B*G, outer)
-        points = F.linear(x.unflatten(0, (-1, size)), of_point @ local.weight)  # (B*G, K, outer)
-        return points.add_(patch[:, None]).flatten(0, 1)
+        maximum = features.group_max(local(x))  # (patches, width)
+        patch = F.linear(maximum, of_maximum, joint.bias + of_point @ local.bias)
+        return F.linear(x, of_point @ local.weight), patch
 
-
-def _maximum(x: Tensor) -> Tensor:
-    """(R, K, C) -> (R, C). Where a gradient is wanted, the index of the maximum is kept for it instead of all of x."""
-    return x.max(dim=1).values if x.requires_grad else x.amax(dim=1)
+    def _norm_relu_linear(self, points: Tensor, patch: Tensor) -> Tensor:
+        """The rest of the second MLP: (patches, K, outer), (patches, outer) -> (patches * K, C)."""
+        norm, linear = self.second[1], self.second[3]
+        if features.fits(norm, points):
+            assert isinstance(norm, nn.BatchNorm1d)
+            return features.norm_relu_linear(points, norm, linear, patch)
+        return self.second[1:](points.add_(patch[:, None]).flatten(0, 1))
