@@ -5,11 +5,15 @@ B clouds, G patches, K points a patch, C channels.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from extensions import features
+
+Embed = Literal["all", "visible_only"]  # which patches a masked auto-encoder embeds
 
 
 class PatchEmbed(nn.Module):
