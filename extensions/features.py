@@ -67,7 +67,8 @@ def norm_relu_linear(x: Tensor, norm: nn.BatchNorm1d, linear: nn.Linear, shared:
 
 
 def lift_norm_relu(points: Tensor, linear: nn.Linear, norm: nn.BatchNorm1d, dtype: torch.dtype) -> Tensor:
-    """relu(norm(linear(points))) of coordinates (rows, 3) that need no gradient, given in `dtype`: (rows, C)."""
+    """relu(norm(linear(points))) of coordinates (rows, 3) that need no gradient, given in `dtype`, one of TYPES:
+    (rows, C)."""
     y, mean, variance = _Lift.apply(points, linear.weight, linear.bias, norm.weight, norm.bias, norm.eps, dtype)
     track(norm, mean, variance, len(y))
     return y

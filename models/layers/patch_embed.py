@@ -50,11 +50,11 @@ class PatchEmbed(nn.Module):
     def _lift(self, points: Tensor) -> Tensor:
         """relu(norm(linear)) of (rows, in_channels) -> (rows, inner)."""
         linear, norm = self.first[0], self.first[1]
-        coordinates = points.shape[1] == 3 and type(linear) is nn.Linear and not points.requires_grad
-        if not (coordinates and points.dtype == torch.float32 and features.fits(norm, points)):
-            return self.first[:3](points)
-        assert isinstance(linear, nn.Linear) and isinstance(norm, nn.BatchNorm1d)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+        coordinates = points.shape[1] == 3 and points.dtype == torch.float32 and not points.requires_grad
+        if not (coordinates and dtype in features.TYPES and type(linear) is nn.Linear and features.fits(norm, points)):
+            return self.first[:3](points)
+        assert isinstance(norm, nn.BatchNorm1d)
         return features.lift_norm_relu(points, linear, norm, dtype)
 
     def _join_maximum(self, x: Tensor) -> tuple[Tensor, Tensor]:
