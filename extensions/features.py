@@ -1,4 +1,4 @@
-"""Passes over features that a mini-PointNet makes on the CPU, each fused: fewer trips to memory, less kept for backward.
+"""Passes over features that a mini-PointNet makes on the CPU, fused: fewer trips to memory, less kept for backward.
 
     x = lift_norm_relu(points, linear, norm, dtype)   relu(norm(linear(points))), points (rows, 3)
     y = norm_relu_linear(x, norm, linear, shared)     linear(relu(norm(x + shared of the patch)))
@@ -159,4 +159,3 @@ class _GroupMax(torch.autograd.Function):
     def backward(ctx, grad):
         (index,) = ctx.saved_tensors
         return kernels(grad).group_max_backward(grad.contiguous(), index, ctx.size)
-

@@ -192,9 +192,7 @@ class FeatureKernels(Functions):
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         grad_x, grad_shared = torch.empty_like(x), None if shared is None else torch.empty_like(shared)
         gradients = grad_x, grad_shared, torch.empty(x.shape[1]), torch.empty(x.shape[1])
-        self.call(
-            "norm_relu_backward", grad, x, shared, len(x), size, x.shape[1], _half(x), *affine, *gradients
-        )
+        self.call("norm_relu_backward", grad, x, shared, len(x), size, x.shape[1], _half(x), *affine, *gradients)
         return gradients
 
     def group_max(self, x: Tensor) -> tuple[Tensor, Tensor]:

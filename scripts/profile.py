@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: `python scripts/profile.py [--model point_mae] [--mode pretrain] [--batch 16]`.
+"""Where the time of a training step goes: `python scripts/profile.py [--model point_mae] [--batch 16]`.
 
 Ten lines: kinds of work, their share, milliseconds a step. `--device cuda` for a GPU; `--trace F` writes a file for
 chrome://tracing.

@@ -1,4 +1,4 @@
-"""Forward and backward of a step as one CUDA graph: for fixed shapes, where launching kernels takes longer than they."""
+"""Forward and backward of a step as one CUDA graph: for fixed shapes, where launching kernels is what takes long."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps that nobody waits for: a non-finite one is left out on the device, and the host hears of it some steps later."""
+"""Steps that nobody waits for: a non-finite one is left out on the device, the host hears of it some steps later."""
 
 from __future__ import annotations
 

@@ -16,7 +16,9 @@ pytestmark = pytest.mark.gpu
 def prepared(tmp_path, name: str, **options) -> tuple[Runner, torch.nn.Module]:
     """A runner on the device, its data there too, that has taken a first step (which compiles kernels)."""
     tmp_path.mkdir(exist_ok=True)
-    config = changed(pretrain_config(tmp_path), {"data.resident": True, **{f"runner.{k}": v for k, v in options.items()}})
+    config = changed(
+        pretrain_config(tmp_path), {"data.resident": True, **{f"runner.{k}": v for k, v in options.items()}}
+    )
     device = torch.device("cuda")
     torch.manual_seed(0)
     data = build_data(config, device, 0)
