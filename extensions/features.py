@@ -43,7 +43,7 @@ def fits(norm: nn.Module, x: Tensor) -> bool:
     )
 
 
-def norm_relu_linear(x: Tensor, norm: nn.BatchNorm1d, linear: nn.Linear, shared: Tensor | None = None) -> Tensor:
+def norm_relu_linear(x: Tensor, norm: nn.BatchNorm1d, linear: nn.Module, shared: Tensor | None = None) -> Tensor:
     """linear(relu(norm(x))) of (rows, C) or, with `shared` (patches, C), of (patches, K, C) plus what a patch shares;
     where `fits` allows. Returns (rows, D). What goes into the linear layer is not kept but made again for backward."""
     size = 1 if shared is None else x.shape[1]

@@ -39,7 +39,7 @@ TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float, "d": ct
 NO_KERNEL = 1  # what a C function returns if it leaves the work to the reference
 
 
-def register() -> dict[str, Callable[..., Any]]:
+def register() -> dict[str, Any]:
     """The kernels by operator name; none, and one line in the log that says why, if they cannot be compiled."""
     try:
         library = ctypes.CDLL(str(build.library()))

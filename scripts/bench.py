@@ -1,7 +1,8 @@
 """Measures speed: `python scripts/bench.py SUBJECT [options] [--write docs/PERFORMANCE.md]`.
 
     ops     point operations against plain PyTorch, scipy and what else is installed
-    train   a training step against the published formulation: --model, --mode, --batch, --precision, --threads, --device
+    train   a training step against the published formulation: --model, --mode, --batch, --precision, --threads and
+            --device
     m2ae    the same for Point-M2AE
     data    packed clouds against a file an item
     all     everything, into docs/PERFORMANCE.md; on a quiet machine about 25 minutes
@@ -10,18 +11,21 @@
 """
 
 import argparse
+import importlib
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+SUBJECTS = ("ops", "data")  # modules of tools.bench with a function `run(args) -> str`
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("subject", choices=("ops", "train", "m2ae", "data", "all"))
+    parser.add_argument("subject", choices=(*SUBJECTS, "train", "m2ae", "all"))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", default="", help="ops: cases whose name contains this")
     parser.add_argument("--model", choices=("point_mae", "point_m2ae"), default="point_mae")
@@ -47,7 +51,7 @@ def main() -> None:
 
 def jobs(args: argparse.Namespace) -> dict[str, Callable[[], str]]:
     """Names of tables and what measures them."""
-    from tools.bench import data, ops, train
+    from tools.bench import train
 
     def step(model: str, mode: str, batch: int, threads: int) -> Callable[[], str]:
         options = {**vars(args), "model": model, "mode": mode, "batch": batch, "threads": threads}
@@ -57,7 +61,7 @@ def jobs(args: argparse.Namespace) -> dict[str, Callable[[], str]]:
         batch = args.batch or (16 if args.model == "point_m2ae" else 32)
         name = f"{args.model}-{args.mode}" + ("" if args.device == "cpu" else "-gpu")
         return {name: step(args.model, args.mode, batch, args.threads)}
-    single: dict[str, Callable[[], str]] = {"ops": lambda: ops.run(args), "data": lambda: data.table([])}
+    single = {name: partial(importlib.import_module(f"tools.bench.{name}").run, args) for name in SUBJECTS}
     if args.subject in single:
         return {args.subject: single[args.subject]}
     steps = {

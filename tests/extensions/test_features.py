@@ -72,7 +72,7 @@ def test_group_max_keeps_the_first_and_passes_nan_on() -> None:
     assert torch.equal(out, x.amax(dim=1))
     out.backward(weight := torch.randn_like(out))
     place = (x == out[:, None]).int().argmax(dim=1)  # the first of equals
-    assert torch.equal(x.grad, torch.zeros_like(x).scatter(1, place[:, None], weight[:, None]))
+    assert x.grad is not None and torch.equal(x.grad, torch.zeros_like(x).scatter(1, place[:, None], weight[:, None]))
     broken = x.detach().clone()
     broken[3, 4, 5] = torch.nan
     assert features.group_max(broken.requires_grad_()).isnan().nonzero().tolist() == [[3, 5]]

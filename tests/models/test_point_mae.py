@@ -206,7 +206,7 @@ def test_embedding_visible_patches_alone(name: str) -> None:
     model, other = build(name), build(name, embed="visible_only")
     other.load_state_dict(model.state_dict())
     points = cloud()
-    groups = model.group(points)
+    groups = model.group(points)  # type: ignore[operator]
     number = (groups[-1].center if isinstance(groups, list) else groups[1]).shape[1]
     mask = (torch.arange(number) < number // 2).expand(2, number)
     torch.testing.assert_close(model.eval()(points, mask)["loss"], other.eval()(points, mask)["loss"])

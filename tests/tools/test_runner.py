@@ -142,7 +142,7 @@ def test_a_step_is_left_out_on_the_device_as_by_the_host(accumulate, tmp_path):
 
 
 def test_a_graph_needs_a_gpu(tmp_path):
-    with pytest.raises(UserError, match="graph needs a CUDA device; use runner.compile=off"):
+    with pytest.raises(UserError, match=r"graph needs a CUDA device; use runner\.compile=off"):
         fitted(tmp_path, Regress(), compile="graph")
 
 

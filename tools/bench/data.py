@@ -116,6 +116,10 @@ def table(args: Sequence[str] | None = None) -> str:
     return f"{machine()}\n\n" + "\n".join(lines) + "\n"
 
 
+def run(args: argparse.Namespace) -> str:
+    return table([])
+
+
 def main(args: Sequence[str] | None = None) -> int:
     sys.stdout.write(table(args))
     return 0

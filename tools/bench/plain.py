@@ -112,11 +112,11 @@ class PlainMAE(nn.Module):
         neighborhood, center, _ = ops.group(points, *self.groups, skip_near_origin=True)
         mask = self.mask(center, rng)
         seen = self.MAE_encoder(neighborhood, center, mask)
-        b, _, c = seen.shape
+        b = len(seen)
         place = [self.decoder_pos_embed(center[which].reshape(b, -1, 3)) for which in (~mask, mask)]
         number = place[1].shape[1]
         x, position = torch.cat([seen, self.mask_token.expand(b, number, -1)], dim=1), torch.cat(place, dim=1)
-        for block in self.MAE_decoder["blocks"]:
+        for block in self.MAE_decoder["blocks"].children():
             x = block(x + position, None)
         x = self.MAE_decoder["norm"](x[:, -number:])
         rebuilt = self.increase_dim(x.transpose(1, 2)).transpose(1, 2).reshape(b * number, -1, 3)

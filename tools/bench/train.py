@@ -151,7 +151,8 @@ def measure(args: argparse.Namespace, names: dict[str, Contender]) -> dict[str, 
         pipes[name], other = context.Pipe()
         context.Process(target=worker, args=(other, contender, args), daemon=True).start()
         other.close()  # so that a contender that dies is noticed
-        results[name] = Result(*pipes[name].recv(), [])
+        start, loss, flops = pipes[name].recv()
+        results[name] = Result(start, loss, flops, [])
     for _ in range(WARM_UP + args.rounds):
         for name, pipe in pipes.items():
             pipe.send(True)
