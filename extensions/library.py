@@ -57,7 +57,8 @@ def choice() -> str:
 
 @functools.cache
 def kernels(device_type: str) -> Mapping[str, Any]:
-    """The kernels by operator name (and "features", see `extensions.features`) for a type of device, none if there are none; compiles at the first call."""
+    """The kernels by operator name for a type of device, none if there are none; compiles at the first call. Those for
+    the CPU have "features" too, see `extensions.features`."""
     module = {"cpu": "extensions.native", "cuda": "extensions.cuda"}.get(device_type)
     if module is None or importlib.util.find_spec(module) is None:
         return {}
