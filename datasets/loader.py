@@ -65,8 +65,8 @@ class Loader:
         if self.resident is not None:
             if draws is not None and epoch != self.resident_epoch:
                 self.resident, self.resident_epoch = self._whole(epoch), epoch
-            for positions in batches:
-                rows = torch.from_numpy(positions).to(self.device)
+            order = torch.from_numpy(np.concatenate(batches)).to(self.device)  # once an epoch: a copy waits
+            for rows in order.split([len(positions) for positions in batches]):
                 yield {key: value[rows] for key, value in self.resident.items()}
             return
         with ThreadPoolExecutor(1) as reader:

@@ -62,8 +62,9 @@ def choice() -> str:
 
 
 @functools.cache
-def kernels(device_type: str) -> Mapping[str, Callable[..., Any]]:
-    """The kernels by operator name for a type of device, none if there are none; compiles at the first call."""
+def kernels(device_type: str) -> Mapping[str, Any]:
+    """The kernels by operator name for a type of device, none if there are none; compiles at the first call. Those for
+    the CPU have "features" too, see `extensions.features`."""
     module = {"cpu": "extensions.native", "cuda": "extensions.cuda"}.get(device_type)
     if module is None or importlib.util.find_spec(module) is None:
         return {}
@@ -74,7 +75,7 @@ def status() -> dict[str, str]:
     """For a report: the choice, and for each device what computes the operations."""
     report = {"POINT_OPS": choice()}
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-        count = len(kernels(device))
+        count = sum(name in kernels(device) for name in SCHEMAS)
         report[device] = f"compiled ({count} of {len(SCHEMAS)} operations)" if count else "plain PyTorch"
     return report
 

@@ -2,7 +2,7 @@
 
 import ctypes
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -30,11 +30,21 @@ SIGNATURES = {
     "window_mix": "ppiiiipi",
     "window_spread": "ppiiiipi",
 }
+# passes over features: see `extensions.features`
+FEATURES = {
+    "norm_statistics": "ppiiiippi",
+    "norm_relu": "ppiiiipppppi",
+    "norm_relu_backward": "pppiiiippppppppi",
+    "group_max": "piiiippi",
+    "group_max_backward": "ppiiiipi",
+    "lift": "piiippppi",
+    "lift_sums": "ppiiippppi",
+}
 TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float, "d": ctypes.c_double}
 NO_KERNEL = 1  # what a C function returns if it leaves the work to the reference
 
 
-def register() -> dict[str, Callable[..., Any]]:
+def register() -> dict[str, Any]:
     """The kernels by operator name; none, and one line in the log that says why, if they cannot be compiled."""
     try:
         library = ctypes.CDLL(str(build.library()))
@@ -43,26 +53,33 @@ def register() -> dict[str, Callable[..., Any]]:
             "point operations run in plain PyTorch, many times slower than compiled: %s", error
         )
         return {}
-    return Kernels(library).table()
+    return Kernels(library).table() | {"features": FeatureKernels(library)}
 
 
-class Kernels:
-    """Python side of the C functions: allocates the results, passes pointers and the number of threads."""
+class Functions:
+    """The C functions of a table of signatures: takes tensors as pointers, adds the number of threads."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
+    def __init__(self, library: ctypes.CDLL, signatures: Mapping[str, str]) -> None:
         self.functions = {}
-        for name, signature in SIGNATURES.items():
+        for name, signature in signatures.items():
             function = getattr(library, f"pointsmith_{name}")
             function.argtypes = [TYPES[letter] for letter in signature]
             function.restype = ctypes.c_int64
             self.functions[name] = function
 
-    def table(self) -> dict[str, Callable[..., Any]]:
-        return {name: getattr(self, name) for name in SIGNATURES}
-
     def call(self, name: str, *args: Any) -> int:
         plain = [arg.data_ptr() if isinstance(arg, Tensor) else arg for arg in args]
         return self.functions[name](*plain, torch.get_num_threads())
+
+
+class Kernels(Functions):
+    """Python side of the point operations: allocates the results."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        super().__init__(library, SIGNATURES)
+
+    def table(self) -> dict[str, Callable[..., Any]]:
+        return {name: getattr(self, name) for name in SIGNATURES}
 
     def farthest_point_sample(self, points: Tensor, num_samples: int, start: int, skip_near_origin: bool) -> Any:
         if points.dtype != torch.float32:
@@ -193,3 +210,53 @@ class Kernels:
         out = torch.empty_like(rows)
         self.call(name, weights, rows, batch, n, window, channels, out)
         return out
+
+
+class FeatureKernels(Functions):
+    """Python side of the passes over features, float32 or bfloat16, contiguous; rows and channels as in the C code."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        super().__init__(library, FEATURES)
+
+    def norm_statistics(self, x: Tensor, shared: Tensor | None, size: int) -> tuple[Tensor, Tensor]:
+        mean, variance = (torch.empty(x.shape[1]) for _ in range(2))
+        self.call("norm_statistics", x, shared, len(x), size, x.shape[1], _half(x), mean, variance)
+        return mean, variance
+
+    def norm_relu(self, x: Tensor, shared: Tensor | None, size: int, *affine: Tensor) -> Tensor:
+        y = torch.empty_like(x)
+        self.call("norm_relu", x, shared, len(x), size, x.shape[1], _half(x), *affine, y)
+        return y
+
+    def norm_relu_backward(
+        self, grad: Tensor, x: Tensor, shared: Tensor | None, size: int, *affine: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        grad_x, grad_shared = torch.empty_like(x), None if shared is None else torch.empty_like(shared)
+        gradients = grad_x, grad_shared, torch.empty(x.shape[1]), torch.empty(x.shape[1])
+        self.call("norm_relu_backward", grad, x, shared, len(x), size, x.shape[1], _half(x), *affine, *gradients)
+        return gradients
+
+    def group_max(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        patches, size, channels = x.shape
+        y, index = x.new_empty(patches, channels), torch.empty(patches, channels, dtype=torch.int32)
+        self.call("group_max", x, patches, size, channels, _half(x), y, index)
+        return y, index
+
+    def group_max_backward(self, grad: Tensor, index: Tensor, size: int) -> Tensor:
+        grad_x = grad.new_empty(len(grad), size, grad.shape[1])
+        self.call("group_max_backward", grad, index, len(grad), size, grad.shape[1], _half(grad), grad_x)
+        return grad_x
+
+    def lift(self, points: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
+        y = points.new_empty(len(points), len(weight), dtype=dtype)
+        self.call("lift", points, len(points), len(weight), _half(y), weight, scale, shift, y)
+        return y
+
+    def lift_sums(self, grad: Tensor, points: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        sums = torch.empty(4, len(weight), dtype=torch.float64)
+        self.call("lift_sums", grad, points, len(points), len(weight), _half(grad), weight, scale, shift, sums)
+        return sums
+
+
+def _half(x: Tensor) -> bool:
+    return x.dtype == torch.bfloat16

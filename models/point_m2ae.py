@@ -32,7 +32,7 @@ from models.layers.hierarchy import (
     radius_bias,
     take,
 )
-from models.layers.patch_embed import PatchEmbed
+from models.layers.patch_embed import Embed, PatchEmbed
 from models.layers.propagation import TokenPropagation
 from models.layers.transformer import Blocks, Init, init_trunc_normal, init_xavier, position_embedding, rising_rates
 from models.masked import View, backbone_key
@@ -48,6 +48,7 @@ class HierarchicalEncoder(nn.Module):
 
     local_radius: tokens see only those closer than this, a radius a scale; 0 is everybody. Not for masked clouds.
     padding_radius: upstream's slip in masked clouds, see PointM2AE.
+    embed: "visible_only" embeds the visible groups of masked clouds alone, see PointM2AE.
     norms: a LayerNorm on what leaves each scale (not on what is merged further).
     """
 
@@ -63,11 +64,12 @@ class HierarchicalEncoder(nn.Module):
         padding_radius: Sequence[float] = (),
         norms: bool = True,
         attention: AttentionKind | None = None,
+        embed: Embed = "all",
     ):
         super().__init__()
         check_lengths(embed_dims=embed_dims, depths=depths, local_radius=local_radius, padding_radius=padding_radius)
         rates = iter(rising_rates(drop_path_rate, sum(depths)))
-        self.local_radius, self.padding_radius = tuple(local_radius), tuple(padding_radius)
+        self.local_radius, self.padding_radius, self.embed = tuple(local_radius), tuple(padding_radius), embed
         self.token_embed = nn.ModuleList([PatchEmbed(embed_dims[0], patch_width)])
         for finer, dim in pairwise(embed_dims):
             self.token_embed.append(PatchEmbed(dim, finer, in_channels=finer, hidden=(finer, dim)))
@@ -84,15 +86,24 @@ class HierarchicalEncoder(nn.Module):
         """Tokens of every scale: all (B, G, C), or the packed visible ones (B, L, C)."""
         tokens, outputs = torch.empty(0), []
         for i, scale in enumerate(scales):
-            # hidden groups are embedded too: BatchNorm has been trained on all of them
-            tokens = self.token_embed[i](scale.neighborhood if i == 0 else take(tokens, scale.index))
             if packed is None:
+                tokens = self.token_embed[i](self._members(i, scale, tokens))
                 tokens = out = self.stages[i](tokens, self.pos_embed[i](scale.center), self._local_bias(i, scale))
-            else:
+            elif self.embed == "visible_only":
+                place = packed[i].index
+                seen = Scale(take(scale.neighborhood, place), scale.center, take(scale.index, place))
+                out = self._see(i, self.token_embed[i](self._members(i, seen, tokens)), scale, packed[i])
+                tokens = put_back(out.new_zeros(*scale.center.shape[:2], out.shape[-1]), out, packed[i])
+            else:  # hidden groups are embedded too: BatchNorm has been trained on all of them
+                tokens = self.token_embed[i](self._members(i, scale, tokens))
                 out = self._see(i, take(tokens, packed[i].index), scale, packed[i])
                 tokens = put_back(tokens, out, packed[i])
             outputs.append(self.norms[i](out))
         return outputs
+
+    def _members(self, i: int, scale: Scale, tokens: Tensor) -> Tensor:
+        """What the groups of a scale are made of: (B, G, K, 3) coordinates, or (B, G, K, C) tokens of the finer."""
+        return scale.neighborhood if i == 0 else take(tokens, scale.index)
 
     def _see(self, i: int, tokens: Tensor, scale: Scale, packed: Packed) -> Tensor:
         """The blocks of one scale on packed tokens (B, L, C)."""
@@ -204,6 +215,7 @@ class PointM2AE(HierarchicalModel):
         decoder_up_blocks: Sequence[int] = (1,),
         points_per_patch: int | None = None,  # rebuilt points; upstream: the group size of the finest scale
         mask: MaskSampler | None = None,  # default RandomMask(0.8)
+        embed: Embed = "all",  # visible_only: hidden patches are not embedded, BatchNorm does not see them
         skip_near_origin: bool = True,  # the rule of the FPS that the published weights were trained with
         padding_radius: Sequence[float] = (),
         first_token_leak: bool = False,
@@ -219,6 +231,7 @@ class PointM2AE(HierarchicalModel):
             init,
             padding_radius=padding_radius,
             attention=attention,
+            embed=embed,
         )
         super().__init__(encoder, num_groups, group_sizes, skip_near_origin)
         check_decoder(embed_dims, decoder_dims, decoder_depths, decoder_up_blocks)

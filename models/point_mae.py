@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from extensions import ops
 from models.layers.attention import AttentionKind
-from models.layers.patch_embed import PatchEmbed
+from models.layers.patch_embed import Embed, PatchEmbed
 from models.layers.transformer import Init, Transformer, init_trunc_normal, init_xavier, mlp_head, position_embedding
 from models.masked import View, backbone_key
 from models.masking import MaskSampler, RandomMask, draw_mask, split_by_mask
@@ -39,12 +39,18 @@ class PointEncoder(nn.Module):
         if init == "trunc_normal":
             self.apply(init_trunc_normal)
 
-    def forward(self, neighborhood: Tensor, center: Tensor, visible: Tensor | None = None) -> Tensor:
-        """(B, G, K, 3), (B, G, 3) -> (B, G, C), or only the tokens at the indices `visible` (B, V)."""
-        tokens, position = self.embed(neighborhood), self.pos_embed(center)
-        if visible is not None:
-            tokens, position = ops.gather_points(tokens, visible), ops.gather_points(position, visible)
-        return self.transformer(tokens, position)
+    def forward(
+        self, neighborhood: Tensor, center: Tensor, visible: Tensor | None = None, embed: Embed = "all"
+    ) -> Tensor:
+        """(B, G, K, 3), (B, G, 3) -> (B, G, C), or only the tokens at the indices `visible` (B, V); what the embedding
+        sees beside them, `embed` says."""
+        if visible is None:
+            return self.transformer(self.embed(neighborhood), self.pos_embed(center))
+        position = self.pos_embed(ops.gather_points(center, visible))
+        if embed == "visible_only":
+            patches = ops.gather_points(neighborhood.flatten(2), visible)
+            return self.transformer(self.embed(patches.unflatten(2, (-1, 3))), position)
+        return self.transformer(ops.gather_points(self.embed(neighborhood), visible), position)
 
 
 class PatchModel(nn.Module):
@@ -73,7 +79,11 @@ class PatchModel(nn.Module):
 
 
 class PointMAE(PatchModel):
-    """Hide most patches, encode the rest, rebuild the points of the hidden ones; loss = Chamfer distance."""
+    """Hide most patches, encode the rest, rebuild the points of the hidden ones; loss = Chamfer distance.
+
+    embed: what goes through the mini-PointNet. "all", as published; "visible_only" saves the hidden patches' share of
+    it, and its BatchNorm then sees the visible patches alone: another network, if nearly the same.
+    """
 
     def __init__(
         self,
@@ -87,6 +97,7 @@ class PointMAE(PatchModel):
         group_size: int = 32,
         patch_width: int = 256,
         mask: MaskSampler | None = None,  # default RandomMask(0.6)
+        embed: Embed = "all",
         loss: Literal["cdl1", "cdl2"] = "cdl2",
         skip_near_origin: bool = True,  # the rule of the FPS that the published weights were trained with
         init: Init = "trunc_normal",
@@ -96,7 +107,7 @@ class PointMAE(PatchModel):
         encoder = PointEncoder(embed_dim, depth, num_heads, drop_path_rate, patch_width, init, attention)
         super().__init__(encoder, num_group, group_size, skip_near_origin)
         self.num_features, self.num_heads = embed_dim, num_heads
-        self.mask = RandomMask() if mask is None else mask
+        self.mask, self.embed = RandomMask() if mask is None else mask, embed
         self.norm_of_loss: Literal["l1", "l2"] = "l1" if loss == "cdl1" else "l2"
         self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         self.decoder_pos_embed = position_embedding(embed_dim)
@@ -119,7 +130,7 @@ class PointMAE(PatchModel):
         """Patches and centres, mask (B, G), True = hidden, of M in every cloud -> what comes out on the way."""
         neighborhood, center = groups
         visible, hidden = split_by_mask(mask, num_masked)
-        tokens = self.encoder(neighborhood, center, visible)  # (B, G - M, C)
+        tokens = self.encoder(neighborhood, center, visible, self.embed)  # (B, G - M, C)
         decoded = self.decode(tokens, center, visible, hidden)  # (B, M, C)
         prediction = self.head(decoded).unflatten(-1, (self.group_size, 3))  # (B, M, K, 3)
         target = ops.gather_points(neighborhood.flatten(2), hidden).unflatten(-1, (self.group_size, 3))

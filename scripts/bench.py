@@ -1,35 +1,86 @@
-"""Measures speed: `python scripts/bench.py ops [--rounds 7] [--only FPS] [--write docs/PERFORMANCE.md]`.
+"""Measures speed: `python scripts/bench.py SUBJECT [options] [--write docs/PERFORMANCE.md]`.
 
-A subject is a module of `tools.bench` with a function `run(args) -> str`. --write replaces what stands between
-`<!-- bench:SUBJECT -->` and `<!-- /bench:SUBJECT -->` in a file.
+    ops     point operations against plain PyTorch, scipy and what else is installed
+    train   a training step against the published formulation: --model, --mode, --batch, --precision, --threads and
+            --device
+    m2ae    the same for Point-M2AE
+    data    packed clouds against a file an item
+    attention, sa3d, sampling    sparse against dense attention, guided masks, learned against farthest-point sampling
+    all     ops, data and the steps, into docs/PERFORMANCE.md; on a quiet machine about 25 minutes
+
+--write replaces what stands between `<!-- bench:NAME -->` and `<!-- /bench:NAME -->` in a file.
 """
 
 import argparse
 import importlib
 import re
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-SUBJECTS = ("ops", "attention", "sa3d", "sampling")
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+GENERAL = ("ops", "data")  # with places in docs/PERFORMANCE.md
+SUBJECTS = (*GENERAL, "attention", "sa3d", "sampling")  # modules of tools.bench with a function `run(args) -> str`
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("subject", choices=SUBJECTS)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("subject", choices=(*SUBJECTS, "train", "m2ae", "all"))
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--only", default="", help="ops: cases whose name contains this")
+    parser.add_argument("--model", choices=("point_mae", "point_m2ae"), default="point_mae")
+    parser.add_argument("--mode", choices=("pretrain", "classify"), default="pretrain")
+    parser.add_argument("--batch", type=int, help="clouds a step; default 32, Point-M2AE 16")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "all"), default="all")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--write", type=Path, help="update the table in this file")
     args = parser.parse_args()
-    table = importlib.import_module(f"tools.bench.{args.subject}").run(args)
-    if args.write:
-        opening, closing = f"<!-- bench:{args.subject} -->", f"<!-- /bench:{args.subject} -->"
-        text = args.write.read_text()
-        pattern = re.escape(opening) + ".*?" + re.escape(closing)
-        new, count = re.subn(pattern, lambda _: f"{opening}\n{table}{closing}", text, flags=re.DOTALL)
-        if not count:
-            parser.error(f"{args.write}: no place for the table; it needs a line {opening} and a line {closing}")
-        args.write.write_text(new)
+    if args.subject == "m2ae":
+        args.subject, args.model = "train", "point_m2ae"
+    if (args.model, args.mode) == ("point_m2ae", "classify"):
+        parser.error("--mode classify: there is a plain writing of Point-MAE's classifier only; use --model point_mae")
+    if args.subject == "all":
+        args.write = args.write or ROOT / "docs" / "PERFORMANCE.md"
+    for name, measure in jobs(args).items():
+        table = measure()
+        print(table, flush=True)
+        if args.write:
+            write(args.write, name, table, parser)
+
+
+def jobs(args: argparse.Namespace) -> dict[str, Callable[[], str]]:
+    """Names of tables and what measures them."""
+    from tools.bench import train
+
+    def step(model: str, mode: str, batch: int, threads: int) -> Callable[[], str]:
+        options = {**vars(args), "model": model, "mode": mode, "batch": batch, "threads": threads}
+        return lambda: train.run(argparse.Namespace(**options))
+
+    if args.subject == "train":
+        batch = args.batch or (16 if args.model == "point_m2ae" else 32)
+        name = f"{args.model}-{args.mode}" + ("" if args.device == "cpu" else "-gpu")
+        return {name: step(args.model, args.mode, batch, args.threads)}
+    single = {name: partial(importlib.import_module(f"tools.bench.{name}").run, args) for name in SUBJECTS}
+    if args.subject in single:
+        return {args.subject: single[args.subject]}
+    steps = {
+        "point_mae-pretrain": step("point_mae", "pretrain", 32, 2),
+        "point_mae-classify": step("point_mae", "classify", 32, 2),
+        "point_m2ae-pretrain": step("point_m2ae", "pretrain", 16, 2),
+    }
+    return {**steps, **{name: single[name] for name in GENERAL}}  # what starts processes of its own comes first
+
+
+def write(path: Path, name: str, table: str, parser: argparse.ArgumentParser) -> None:
+    opening, closing = f"<!-- bench:{name} -->", f"<!-- /bench:{name} -->"
+    pattern = re.escape(opening) + ".*?" + re.escape(closing)
+    new, count = re.subn(pattern, lambda _: f"{opening}\n{table}{closing}", path.read_text(), flags=re.DOTALL)
+    if not count:
+        parser.error(f"{path}: no place for the table; it needs a line {opening} and a line {closing}")
+    path.write_text(new)
 
 
 if __name__ == "__main__":

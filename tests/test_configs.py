@@ -31,12 +31,14 @@ PARAMETERS = {"point_mae": 29_006_432, "modelnet40": 22_099_752, "modelnet40_8k"
 PARAMETERS |= dict.fromkeys(("scan_hardest", "scan_objbg", "scan_objonly"), 22_093_327)
 PARAMETERS |= {"point_transformer_modelnet40": 9_584_136, "pct_modelnet40_normals": 2_876_328}
 PARAMETERS |= {"sortnet_modelnet40": 21_031_120}
-CLASSES = {"modelnet40": 40, "modelnet40_8k": 40, "scan_hardest": 15, "scan_objbg": 15, "scan_objonly": 15}
-CLASSES |= dict.fromkeys(("point_transformer_modelnet40", "pct_modelnet40_normals", "sortnet_modelnet40"), 40)
 SIZED = ("shapenet55", "shapenetpart", "s3dis")
 PARAMETERS |= {"point_bert_modelnet40": 22_065_960, "clip_modelnet40": 86_473_344, "clip_scan_hardest": 86_466_407}
 PARAMETERS |= {"dinov2_modelnet40": 86_344_224, "dinov2_scan_hardest": 86_337_287}
 PARAMETERS |= {"imagebind_modelnet40": 86_325_792, "imagebind_scan_hardest": 86_392_631}
+PARAMETERS |= {"point_m2ae": 15_255_856, "m2ae_modelnet40": 12_830_056}
+PARAMETERS |= dict.fromkeys(("m2ae_scan_hardest", "m2ae_scan_objbg", "m2ae_scan_objonly"), 12_921_935)
+PROBES = sorted((ROOT / "cfgs" / "probe").glob("*.yaml"))
+SEGMENTER = [f"data.{split}.num_points=48" for split in ("train", "val", "test")]
 RUN = ["data.batch_size=8", "runner.epochs=1", "device=cpu"]
 
 
@@ -46,6 +48,7 @@ def data_root(tmp_path, monkeypatch) -> Path:
     root = tmp_path / "data"
     trees.write_shapenet55(root / "ShapeNet55-34", train=16, test=6)
     trees.write_modelnet_text(root / "ModelNet" / "modelnet40_normal_resampled", train=12, test=3)
+    trees.write_modelnet_hdf5(root / "modelnet40_ply_hdf5_2048")
     trees.write_fewshot(root / "ModelNetFewshot", points=64)
     trees.write_scanobjectnn(root / "ScanObjectNN", train=60, test=15)
     trees.write_shapenetpart(root / "shapenetcore_partanno_segmentation_benchmark_v0_normal")
@@ -170,6 +173,29 @@ def test_adaptations_train(stem, more, data_root, tmp_path):
     assert main("finetune", args) == 0
     folder = tmp_path / "runs" / path.stem / "default"
     assert (folder / "adapter.safetensors").is_file() and (folder / "results.json").is_file()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("path", PROBES, ids=lambda path: path.stem)
+def test_it_probes_data_of_its_own_format(path, data_root, tmp_path):
+    args = ["--config", str(path), "--root", str(tmp_path / "runs"), *smaller(load(path)), "--svm"]
+    assert main("pretrain", args) == 0
+    rows = json.loads((tmp_path / "runs" / path.stem / "svm_default" / "results.json").read_text())["rows"]
+    assert {"svm_acc", "svm_cv_acc", "knn_acc"} <= {row["metric"] for row in rows}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name, sizes", [("segment/m2ae_shapenetpart", SEGMENTER), ("fewshot/m2ae_modelnet40", [])])
+def test_the_other_tasks_of_point_m2ae(name, sizes, data_root, tmp_path):
+    """As published: 25.5 M parameters; the folder of the few-shot folds reads."""
+    path = ROOT / "cfgs" / f"{name}.yaml"
+    config = load(path)
+    if sizes:
+        model = MODELS.build(config["model"], "model", num_parts=50, num_categories=16)
+        assert sum(p.numel() for p in model.parameters()) == 25_474_354
+    args = ["--config", str(path), "--root", str(tmp_path / "runs"), *smaller(config), *sizes, "--scratch_model"]
+    assert main("finetune", args) == 0
+    assert json.loads((tmp_path / "runs" / path.stem / "default" / "results.json").read_text())["rows"]
 
 
 @pytest.mark.parametrize("path", DATA, ids=lambda path: path.stem)

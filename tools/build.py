@@ -147,7 +147,15 @@ def build_optimizer(config: Mapping[str, Any], model: nn.Module, trains: bool = 
         return None
     if not groups:
         raise UserError("model: every parameter is frozen; there is nothing to train")
-    return OPTIMIZERS.build(cfg, "optimizer", params=groups)
+    # one kernel for all parameters, which also can leave a step out without the host
+    fused = {} if "fused" in cfg or "foreach" in cfg else {"fused": _can_fuse(model, cfg)}
+    return OPTIMIZERS.build(cfg, "optimizer", params=groups, **fused)
+
+
+def _can_fuse(model: nn.Module, cfg: Mapping[str, Any]) -> bool | None:
+    """Whether PyTorch has a fused step for the device; None leaves it the choice."""
+    on = {p.device.type for p in model.parameters()} <= {"cpu", "cuda"}
+    return True if on and not cfg.get("differentiable") else None
 
 
 def build_schedule(config: Mapping[str, Any]):

@@ -43,7 +43,7 @@ from tools.weights import put_weights
 from utils import dist
 from utils.checkpoint import read_checkpoint
 from utils.config import describe_config, load_config, to_plain
-from utils.cpu import tune
+from utils.cpu import emulates_bfloat16, tune
 from utils.errors import UserError, first_line
 from utils.logging import get_logger, start_logging
 from utils.random import BatchRandom, seed_everything
@@ -324,6 +324,8 @@ def announce(
         log.info(line)
     log.info(f"device: {device}, {machine()}, {dist.world_size()} process(es), {torch.get_num_threads()} threads")
     log.info(f"process set-up: {', '.join(tuned) or 'nothing to do'}")
+    if device.type == "cpu" and config.get("runner", {}).get("precision") == "bf16" and emulates_bfloat16():
+        log.warning("warning: this CPU has no bfloat16 units: products are many times slower than with fp32")
 
 
 def finish(experiment: Experiment, rows: list[dict], config: dict[str, Any], data: DataSplits, seconds: float) -> None:

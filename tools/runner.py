@@ -19,6 +19,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from datasets.transforms import apply_all
 from tools import SCHEDULERS
 from tools.experiment import Experiment
+from tools.graphed import GraphedStep
+from tools.lagged import Lagged, Sent, can_lag
 from tools.monitor import Monitor
 from tools.schedule import progress
 from tools.tasks.base import Progress
@@ -57,7 +59,7 @@ class Runner:
         accumulate: int = 1,
         clip_grad: float = 0.0,
         precision: Literal["fp32", "bf16", "fp16"] = "fp32",
-        compile: bool = False,
+        compile: bool | Literal["off", "inductor", "graph"] = "off",  # YAML reads a bare off as false
         ema_decay: float = 0.0,
         sync_bn: bool = False,
         bn_momentum: dict | None = None,
@@ -73,7 +75,8 @@ class Runner:
         if clip_grad < 0 or not 0 <= ema_decay < 1:
             raise UserError(f"runner: clip_grad {clip_grad} must be 0 or more, ema_decay {ema_decay} from 0 to below 1")
         self.epochs, self.accumulate, self.clip_grad, self.precision = epochs, accumulate, clip_grad, precision
-        self.compile, self.ema_decay, self.sync_bn = compile, ema_decay, sync_bn
+        self.compile = compile if isinstance(compile, str) else ("inductor" if compile else "off")
+        self.ema_decay, self.sync_bn = ema_decay, sync_bn
         self.val_every, self.save_every, self.select = val_every, save_every, select
         self.max_nonfinite = max_nonfinite
         self.bn_schedule = SCHEDULERS.build(bn_momentum, "runner.bn_momentum") if bn_momentum else None
@@ -114,6 +117,9 @@ class Runner:
         self.epoch, self.step = 0, 0
         self.best: dict[str, Any] | None = None  # value, metric, epoch
         self.means, self.skipped, self.nonfinite_in_a_row = Mean(), 0, 0
+        # a GPU is never waited for in a step, unless somebody has to know how it went
+        unwaited = self.device.type == "cuda" and self.ema is None and self.precision != "fp16" and can_lag(optimizer)
+        self.lagged = Lagged(optimizer, lambda: self.means, self._skip_sent, self._went_well) if unwaited else None
 
     # ---------------------------------------------------------------- the loop
 
@@ -151,30 +157,47 @@ class Runner:
         taken: list[dict[str, Tensor]] = []
         shown: list[dict[str, Tensor]] = []
         for index in range(self.accumulate):
-            batch = apply_all(self.data.augment, next(batches), self.rng)
-            last = index == self.accumulate - 1
-            with self._no_sync(not last), self.autocast():
-                losses = self.task.losses(wrapped, batch, self.rng)
-                self.scaler.scale(losses["loss"] / self.accumulate).backward()
-            taken.append(batch)
-            shown.append(losses)
+            taken.append(apply_all(self.data.augment, next(batches), self.rng))
+            with self._no_sync(index < self.accumulate - 1):
+                shown.append((self.graphed or self._forward_backward(wrapped))(taken[-1]))
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad or float("inf"))
-        if torch.isfinite(norm):
+        if self.lagged is not None:
+            self.lagged.step(norm, self.step + 1, taken, shown, zip(self.model.buffers(), buffers))
+        elif torch.isfinite(norm):
             self.scaler.step(self.optimizer)
-            self.nonfinite_in_a_row = 0
+            self._went_well()
             for losses in shown:
                 self.means.add(losses)
             self.task.after_step(self.model)
             if self.ema is not None:
                 self.ema.update_parameters(self.model)
         else:
-            self._skip_step(taken, shown, norm, buffers)
+            self._skip_step(taken, shown, norm, buffers, self.step + 1)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        if self.graphed is None:
+            self.optimizer.zero_grad(set_to_none=True)
         return norm
 
+    def _forward_backward(self, wrapped: nn.Module) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+        """Losses of a batch; their gradients are added to what is there."""
+
+        def compute(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+            with self.autocast():
+                losses = self.task.losses(wrapped, batch, self.rng)
+                self.scaler.scale(losses["loss"] / self.accumulate).backward()
+            return losses
+
+        return compute
+
+    def _went_well(self) -> None:
+        self.nonfinite_in_a_row = 0
+
+    def _skip_sent(self, sent: Sent) -> None:
+        self._skip_step(sent.batches, sent.losses, sent.norm, [], sent.number)
+
     def _finish_epoch(self, monitor: Monitor, speed: float, started: float) -> None:
+        self._hear_all()
         dist.broadcast_buffers(self.eval_model())  # BatchNorm statistics are each process's own while training
         record: dict[str, Any] = {"epoch": self.epoch, "step": (self.epoch + 1) * self.steps}
         record |= {f"train/{key}": value for key, value in self.means.reduced().items()}
@@ -258,7 +281,27 @@ class Runner:
             ids = [self.device.index] if self.device.type == "cuda" else None
             self.shared = DistributedDataParallel(self.model, device_ids=ids)
         wrapped = self.shared or self.model
-        return torch.compile(wrapped) if self.compile else wrapped  # type: ignore[return-value]
+        self.graphed = None
+        if self.compile == "graph":
+            self._check_graph()
+            self.graphed = GraphedStep(self.model, self.rng, self._forward_backward(wrapped))
+        return torch.compile(wrapped) if self.compile == "inductor" else wrapped  # type: ignore[return-value]
+
+    def _check_graph(self) -> None:
+        reasons = {
+            "a CUDA device": self.device.type == "cuda",
+            "one process": dist.world_size() == 1,
+            "runner.accumulate 1": self.accumulate == 1,
+            "runner.precision fp32 or bf16": self.precision != "fp16",
+        }
+        missing = [reason for reason, there in reasons.items() if not there]
+        if missing:
+            raise UserError(f"runner.compile: graph needs {' and '.join(missing)}; use runner.compile=off")
+
+    def _hear_all(self) -> None:
+        """Wait for the steps that are on their way, before their figures are used or saved."""
+        if self.lagged is not None:
+            self.lagged.hear(everything=True)
 
     def _no_sync(self, accumulating: bool) -> contextlib.AbstractContextManager:
         """Exchange gradients once a step, not once a batch."""
@@ -280,6 +323,7 @@ class Runner:
                 signal.signal(number, handler)
 
     def _stop(self, monitor: Monitor) -> None:
+        self._hear_all()
         self.save(self.experiment.last)
         monitor.close()
         number = self.signal or signal.SIGTERM  # another process may have got it
@@ -290,7 +334,12 @@ class Runner:
         )
 
     def _skip_step(
-        self, batches: list[dict[str, Tensor]], shown: list[dict[str, Tensor]], norm: Tensor, buffers: list[Tensor]
+        self,
+        batches: list[dict[str, Tensor]],
+        shown: list[dict[str, Tensor]],
+        norm: Tensor,
+        buffers: list[Tensor],
+        number: int,
     ) -> None:
         """Leave weights and statistics as they were; keep the clouds for a look; give up after too many in a row."""
         with torch.no_grad():
@@ -298,7 +347,7 @@ class Runner:
                 buffer.copy_(before)
         self.skipped += 1
         self.nonfinite_in_a_row += 1
-        where = f"epoch {self.epoch + 1}, step {self.step + 1}"
+        where = f"epoch {self.epoch + 1}, step {number}"
         worst = next((losses for losses in shown if not torch.isfinite(losses["loss"])), shown[-1])
         figures = ", ".join(f"{key} {float(value.detach()):.4g}" for key, value in worst.items())
         if self.precision == "fp16" and self.nonfinite_in_a_row < self.max_nonfinite:

@@ -20,10 +20,29 @@ def tune() -> list[str]:
     done = []
     if _keep_memory():
         done.append("allocator keeps memory")
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if _use_huge_pages():
+        done.append("large pages")
     if _use_onednn():
         done.append("float32 products by oneDNN")
     return done
+
+
+def emulates_bfloat16() -> bool:
+    """Whether bfloat16 products are put together from float32 here, hundreds of times slower than float32 ones."""
+    text = _cpuinfo()
+    return "flags" in text and not any(unit in text for unit in ("avx512_bf16", "amx_bf16", "avx_ne_convert"))
+
+
+def _cpuinfo() -> str:
+    path = Path("/proc/cpuinfo")
+    return path.read_text() if path.is_file() else ""
+
+
+def _use_huge_pages() -> bool:
+    """PyTorch asks for large pages for large tensors, where the system grants them on request or always."""
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    return setting.is_file() and "[never]" not in setting.read_text()
 
 
 def _keep_memory() -> bool:
@@ -42,8 +61,7 @@ def _use_onednn() -> bool:
     """MKL takes a slow path on AMD processors; oneDNN does not. Its "bf16" setting is true float32 where the processor
     has no AMX unit, which a product against float64 confirms. The choice depends on the processor alone, so that a run
     continued on the same machine computes the same bits."""
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    text = _cpuinfo()
     matmul = getattr(torch.backends.mkldnn, "matmul", None)
     if "AuthenticAMD" not in text or "amx" in text or matmul is None or not hasattr(matmul, "fp32_precision"):
         return False

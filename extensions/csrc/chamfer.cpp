@@ -27,6 +27,31 @@ INLINE void nearest_block(const Planes& q, int64_t i, const Planes& p, float* di
     write(best[v], index[v], q.n - at, distances + at, indices + at);
 }
 
+// Both ways at once where x is WIDTH vectors long: every distance is computed once, and stays in registers.
+template <int WIDTH>
+void nearest_patch(const Planes& x, const Planes& y, float* dist1, float* dist2, int64_t* idx1, int64_t* idx2) {
+  Float best[WIDTH];
+  Int index[WIDTH];
+  for (int v = 0; v < WIDTH; v++) best[v] = all(INF), index[v] = Int{};
+  for (int64_t j = 0; j < y.n; j++) {
+    const Point point(y.x[j], y.y[j], y.z[j]);
+    Float d[WIDTH], least = all(INF);
+#pragma GCC unroll 4
+    for (int v = 0; v < WIDTH; v++) {
+      d[v] = squared_distance(x.x + v * LANES, x.y + v * LANES, x.z + v * LANES, point);
+      index[v] = d[v] < best[v] ? all(int32_t(j)) : index[v];
+      best[v] = smaller(d[v], best[v]);
+      least = smaller(d[v], least);
+    }
+    dist2[j] = smallest_lane(least);
+    uint64_t nearest = 0;  // a bit for each point of x at that distance: the first is the partner
+#pragma GCC unroll 4
+    for (int v = 0; v < WIDTH; v++) nearest |= uint64_t(not_above(d[v], all(dist2[j]))) << (v * LANES);
+    idx2[j] = __builtin_ctzll(nearest);
+  }
+  for (int v = 0, at = 0; v < WIDTH; v++, at += LANES) write(best[v], index[v], x.n - at, dist1 + at, idx1 + at);
+}
+
 // As the reference has it where coordinates are not finite: a NaN is the nearest of all.
 void nearest_broken(const Planes& q, const Planes& p, float* distances, int64_t* indices) {
   for (int64_t i = 0; i < q.n; i++) {
@@ -135,6 +160,13 @@ void nearest_both(const Planes& x, const Planes& y, bool finite, float* dist1, f
   if (!finite) {
     nearest_broken(x, y, dist1, idx1);
     nearest_broken(y, x, dist2, idx2);
+  } else if (x.n > 0 && x.padded <= 4 * LANES) {
+    switch (x.padded / LANES) {
+      case 1: return nearest_patch<1>(x, y, dist1, dist2, idx1, idx2);
+      case 2: return nearest_patch<2>(x, y, dist1, dist2, idx1, idx2);
+      case 3: return nearest_patch<3>(x, y, dist1, dist2, idx1, idx2);
+      case 4: return nearest_patch<4>(x, y, dist1, dist2, idx1, idx2);
+    }
   } else if (std::min(x.n, y.n) < BUCKETS_FROM_POINTS) {
     nearest(x, y, dist1, idx1);
     nearest(y, x, dist2, idx2);

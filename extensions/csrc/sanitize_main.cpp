@@ -35,6 +35,18 @@ int64_t pointsmith_sort_order(const float*, int64_t, int64_t, int64_t*, int64_t)
 int64_t pointsmith_window_scores(const float*, const float*, int64_t, int64_t, int64_t, int64_t, float*, int64_t);
 int64_t pointsmith_window_mix(const float*, const float*, int64_t, int64_t, int64_t, int64_t, float*, int64_t);
 int64_t pointsmith_window_spread(const float*, const float*, int64_t, int64_t, int64_t, int64_t, float*, int64_t);
+int64_t pointsmith_norm_statistics(const void*, const void*, int64_t, int64_t, int64_t, int64_t, float*, float*, int64_t);
+int64_t pointsmith_norm_relu(const void*, const void*, int64_t, int64_t, int64_t, int64_t, const float*, const float*,
+                             const float*, const float*, void*, int64_t);
+int64_t pointsmith_norm_relu_backward(const void*, const void*, const void*, int64_t, int64_t, int64_t, int64_t,
+                                      const float*, const float*, const float*, const float*, void*, void*, float*,
+                                      float*, int64_t);
+int64_t pointsmith_group_max(const void*, int64_t, int64_t, int64_t, int64_t, void*, int32_t*, int64_t);
+int64_t pointsmith_group_max_backward(const void*, const int32_t*, int64_t, int64_t, int64_t, int64_t, void*, int64_t);
+int64_t pointsmith_lift(const float*, int64_t, int64_t, int64_t, const float*, const float*, const float*, void*,
+                        int64_t);
+int64_t pointsmith_lift_sums(const void*, const float*, int64_t, int64_t, int64_t, const float*, const float*,
+                             const float*, double*, int64_t);
 }
 
 static std::mt19937 generator(0);
@@ -101,7 +113,37 @@ static void run(int64_t batch, int64_t n, int64_t m, int64_t k, int kind, int64_
   }
 }
 
+// The passes over features, T float or uint16_t (the bits of a bfloat16).
+template <class T>
+static void run_features(int64_t patches, int64_t size, int64_t channels, int64_t threads) {
+  const int64_t half = sizeof(T) == 2, rows = patches * size;
+  std::vector<T> x(rows * channels, T(1)), shared(patches * channels, T(2)), y(x), grad_x(x), grad_shared(shared);
+  for (T& v : x) v = T(generator() % 0x4000);
+  Floats mean(channels), inverse(channels, 1.f), weight(3 * channels, 0.5f), points = cloud(1, rows, 0);
+  std::vector<int32_t> index(patches * channels);
+  std::vector<double> sums(4 * channels);
+  for (const void* added : {static_cast<const void*>(nullptr), static_cast<const void*>(shared.data())}) {
+    void* grad_added = added ? grad_shared.data() : nullptr;
+    pointsmith_norm_statistics(x.data(), added, rows, size, channels, half, mean.data(), inverse.data(), threads);
+    pointsmith_norm_relu(x.data(), added, rows, size, channels, half, weight.data(), mean.data(), mean.data(),
+                         inverse.data(), y.data(), threads);
+    pointsmith_norm_relu_backward(y.data(), x.data(), added, rows, size, channels, half, weight.data(), mean.data(),
+                                  mean.data(), inverse.data(), grad_x.data(), grad_added, mean.data(), inverse.data(),
+                                  threads);
+  }
+  pointsmith_group_max(x.data(), patches, size, channels, half, shared.data(), index.data(), threads);
+  pointsmith_group_max_backward(shared.data(), index.data(), patches, size, channels, half, y.data(), threads);
+  pointsmith_lift(points.data(), rows, channels, half, weight.data(), mean.data(), mean.data(), y.data(), threads);
+  pointsmith_lift_sums(y.data(), points.data(), rows, channels, half, weight.data(), mean.data(), mean.data(),
+                       sums.data(), threads);
+}
+
 int main() {
+  for (int64_t channels : {1, 7, 16, 37, 130})
+    for (int64_t patches : {1, 3, 70}) {
+      run_features<float>(patches, 1 + channels % 33, channels, 2);
+      run_features<uint16_t>(patches, 1 + channels % 33, channels, 1);
+    }
   for (int kind = 0; kind < 6; kind++) {
     run(0, 5, 5, 2, kind, 1);
     run(1, 1, 1, 1, kind, 2);

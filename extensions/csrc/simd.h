@@ -16,7 +16,8 @@ constexpr int LANES = 8;
 #else
 constexpr int LANES = 4;
 #endif
-#define INLINE static inline __attribute__((always_inline))
+#define METHOD inline __attribute__((always_inline))
+#define INLINE static METHOD
 
 typedef float Float __attribute__((vector_size(4 * LANES)));
 typedef int32_t Int __attribute__((vector_size(4 * LANES)));
@@ -67,20 +68,26 @@ INLINE void compact(int32_t* out, Int v, uint32_t which) {
   _mm512_storeu_si512(out, _mm512_maskz_compress_epi32((__mmask16)which, (__m512i)v));
 }
 #else
-INLINE float smallest_lane(Float a) {
-  float best = a[0];
-  for (int i = 1; i < LANES; i++) best = a[i] < best ? a[i] : best;
-  return best;
+// the lanes behind the middle in front, and so on: log2(LANES) steps
+template <int DISTANCE, class Vector>
+INLINE Vector moved(Vector a) {
+#if defined(__AVX__)
+  constexpr int D = DISTANCE;
+  return __builtin_shufflevector(a, a, 0 ^ D, 1 ^ D, 2 ^ D, 3 ^ D, 4 ^ D, 5 ^ D, 6 ^ D, 7 ^ D);
+#else
+  return __builtin_shufflevector(a, a, 0 ^ DISTANCE, 1 ^ DISTANCE, 2 ^ DISTANCE, 3 ^ DISTANCE);
+#endif
+}
+template <class Vector>
+INLINE auto smallest_lane(Vector a) {
+  if (LANES > 4) a = smaller(moved<LANES / 2>(a), a);
+  a = smaller(moved<2>(a), a);
+  return smaller(moved<1>(a), a)[0];
 }
 INLINE float largest_lane(Float a) {
-  float best = a[0];
-  for (int i = 1; i < LANES; i++) best = a[i] > best ? a[i] : best;
-  return best;
-}
-INLINE int32_t smallest_lane(Int a) {
-  int32_t best = a[0];
-  for (int i = 1; i < LANES; i++) best = a[i] < best ? a[i] : best;
-  return best;
+  if (LANES > 4) a = larger(moved<LANES / 2>(a), a);
+  a = larger(moved<2>(a), a);
+  return larger(moved<1>(a), a)[0];
 }
 INLINE uint32_t bits(Int mask) {  // one bit for each lane that is true
 #if defined(__AVX__)

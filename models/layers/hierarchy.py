@@ -102,10 +102,10 @@ def put_back(tokens: Tensor, values: Tensor, packed: Packed) -> Tensor:
 
 
 def take(tokens: Tensor, index: Tensor) -> Tensor:
-    """Rows of `tokens` (B, G, C) at `index` (B, ...) -> (B, ..., C); cheaper backwards than indexing."""
-    batch, number, channels = tokens.shape
+    """Rows of `tokens` (B, G, ...) at `index` (B, ...) -> (B, ..., ...); cheaper backwards than indexing."""
+    batch, number = tokens.shape[:2]
     offset = torch.arange(0, batch * number, number, device=index.device).view(-1, *[1] * (index.ndim - 1))
-    return tokens.reshape(-1, channels).index_select(0, (index + offset).flatten()).view(*index.shape, channels)
+    return tokens.flatten(0, 1).index_select(0, (index + offset).flatten()).unflatten(0, index.shape)
 
 
 def member_mean(values: Tensor, known: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from extensions import ops
 from models.layers.attention.dense import dense_attention
-from models.layers.patch_embed import max_over_points
 from models.layers.rows import linear_norm, on_rows
 
 TINY = 1e-9  # added to the sums that the columns of an attention matrix are divided by
@@ -76,7 +75,7 @@ class NeighborEmbedding(nn.Module):
         points = F.linear(features, of_offset)
         shared = F.linear(ops.gather_points(features, centers), of_center - of_offset)  # (B, M, out_dim)
         x = on_rows(self.mlp[1:], ops.gather_points(points, neighbors) + shared[:, :, None])
-        return max_over_points(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return group_max(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 def groups(xyz: Tensor, centers: Tensor, num_neighbors: int) -> Tensor:

@@ -5,9 +5,15 @@ B clouds, G patches, K points a patch, C channels.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from extensions import features
+
+Embed = Literal["all", "visible_only"]  # which patches a masked auto-encoder embeds
 
 
 class PatchEmbed(nn.Module):
@@ -39,12 +45,11 @@ class PatchEmbed(nn.Module):
         batch, num_group, size, channels = neighborhood.shape
         points = neighborhood.reshape(-1, channels)  # (B*G*K, in_channels)
         x = self._looking(points, size) if self._only_looks() else self._learning(points, size)  # (B*G*K, C)
-        return max_over_points(x.unflatten(0, (-1, size))).unflatten(0, (batch, num_group))
+        return features.group_max(x.unflatten(0, (-1, size))).unflatten(0, (batch, num_group))
 
     def _learning(self, points: Tensor, size: int) -> Tensor:
-        x = self.first[:3](points)  # (B*G*K, inner)
-        x = self._join_maximum(x, size)  # (B*G*K, outer)
-        return self.second[1:](x)
+        x = self._lift(points).unflatten(0, (-1, size))  # (B*G, K, inner)
+        return self._norm_relu_linear(*self._join_maximum(x))
 
     def _only_looks(self) -> bool:
         return not (self.training or torch.is_grad_enabled())
@@ -55,21 +60,42 @@ class PatchEmbed(nn.Module):
         assert isinstance(first, nn.Linear)
         scale, shift = _affine(self.first[1])
         x = F.linear(points, first.weight * scale[:, None], first.bias * scale + shift).relu_()
-        return last(self._join_maximum(x, size, *_affine(self.second[1])).relu_())
+        of_point, of_patch = self._join_maximum(x.unflatten(0, (-1, size)), *_affine(self.second[1]))
+        return last(of_point.add_(of_patch[:, None]).flatten(0, 1).relu_())
 
-    def _join_maximum(self, x: Tensor, size: int, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        """second[0](concat(max over patch of first[3](x), first[3](x))) with the weight split: nothing is repeated or
-        concatenated, and as no non-linearity stands between the two layers, a point goes through their product."""
+    def _lift(self, points: Tensor) -> Tensor:
+        """relu(norm(linear)) of (rows, in_channels) -> (rows, inner)."""
+        linear, norm = self.first[0], self.first[1]
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+        coordinates = points.shape[1] == 3 and points.dtype == torch.float32 and not points.requires_grad
+        if not (coordinates and dtype in features.TYPES and type(linear) is nn.Linear and features.fits(norm, points)):
+            return self.first[:3](points)
+        assert isinstance(norm, nn.BatchNorm1d)
+        return features.lift_norm_relu(points, linear, norm, dtype)
+
+    def _join_maximum(
+        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Of x (patches, K, inner) what every point (patches, K, outer) and what its patch (patches, outer) adds to
+        second[0](concat(max over patch of first[3](x), first[3](x))). The weight is split: nothing is repeated or
+        concatenated; as no non-linearity stands between the two layers, a point goes through their product."""
         local, joint = self.first[3], self.second[0]
         assert isinstance(local, nn.Linear) and isinstance(joint, nn.Linear)
         weight, bias = joint.weight, joint.bias
         if scale is not None:
             weight, bias = weight * scale[:, None], bias * scale + shift
         of_maximum, of_point = weight.split(local.out_features, dim=1)
-        maximum = max_over_points(local(x).unflatten(0, (-1, size)))  # (B*G, width)
-        patch = F.linear(maximum, of_maximum, bias + of_point @ local.bias)  # (B*G, outer)
-        points = F.linear(x.unflatten(0, (-1, size)), of_point @ local.weight)  # (B*G, K, outer)
-        return points.add_(patch[:, None]).flatten(0, 1)
+        maximum = features.group_max(local(x))  # (patches, width)
+        patch = F.linear(maximum, of_maximum, bias + of_point @ local.bias)
+        return F.linear(x, of_point @ local.weight), patch
+
+    def _norm_relu_linear(self, points: Tensor, patch: Tensor) -> Tensor:
+        """The rest of the second MLP: (patches, K, outer), (patches, outer) -> (patches * K, C)."""
+        norm, linear = self.second[1], self.second[3]
+        if features.fits(norm, points):
+            assert isinstance(norm, nn.BatchNorm1d)
+            return features.norm_relu_linear(points, norm, linear, patch)
+        return self.second[1:](points.add_(patch[:, None]).flatten(0, 1))
 
 
 def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
@@ -78,8 +104,3 @@ def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     return scale, norm.bias - norm.running_mean * scale
-
-
-def max_over_points(x: Tensor) -> Tensor:
-    """(R, K, C) -> (R, C). Where a gradient is wanted, the index of the maximum is kept for it instead of all of x."""
-    return x.max(dim=1).values if x.requires_grad else x.amax(dim=1)

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from extensions import ops
-from models.layers.patch_embed import max_over_points
 from models.layers.rows import linear_norm, on_rows
 from utils.errors import UserError
 
@@ -92,7 +91,7 @@ class TransitionDown(nn.Module):
         # a point is neighbour of several: its features go through the layer once
         x = ops.gather_points(F.linear(features, of_features, first.bias), neighbors) + F.linear(offset, of_offset)
         x = on_rows(self.mlp[1:], x)  # (B, M, K, out_dim)
-        return max_over_points(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return group_max(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 class TransitionUp(nn.Module):

@@ -248,3 +248,19 @@ def test_classifier_reads_class_token_and_maximum() -> None:
 def test_wrong_width() -> None:
     with pytest.raises(UserError, match="embed_dim 25 is not a multiple of num_heads 2"):
         pretrainer(embed_dim=25)
+
+
+@pytest.mark.parametrize("name", ["PointMAE", "PointM2AE"])
+def test_embedding_visible_patches_alone(name: str) -> None:
+    """The same network once its BatchNorm is frozen; hidden patches do not enter statistics while it trains."""
+    torch.manual_seed(0)
+    model, other = build(name), build(name, embed="visible_only")
+    other.load_state_dict(model.state_dict())
+    points = cloud()
+    groups = model.group(points)  # type: ignore[operator]
+    number = (groups[-1].center if isinstance(groups, list) else groups[1]).shape[1]
+    mask = (torch.arange(number) < number // 2).expand(2, number)
+    torch.testing.assert_close(model.eval()(points, mask)["loss"], other.eval()(points, mask)["loss"])
+    losses = [m.train()(points, mask)["loss"] for m in (model, other)]
+    assert all(loss.isfinite() for loss in losses) and not torch.equal(*losses)
+    losses[1].backward()

@@ -25,6 +25,7 @@ from tests.helpers import (
     write_data,
 )
 from tools.experiment import Experiment
+from tools.lagged import Lagged
 from tools.runner import Runner
 from tools.schedule import Constant, Cosine
 from tools.splits import DataSplits
@@ -52,7 +53,13 @@ class Regress(Task):
 
 
 def fitted(
-    tmp_path: Path, task: Regress, norm: bool = False, rate: float = 0.1, batch: int = 8, **options: Any
+    tmp_path: Path,
+    task: Regress,
+    norm: bool = False,
+    rate: float = 0.1,
+    batch: int = 8,
+    lagged: bool = False,
+    **options: Any,
 ) -> Runner:
     """A linear model, trained for one epoch with plain gradient descent."""
     tmp_path.mkdir(exist_ok=True)
@@ -62,8 +69,10 @@ def fitted(
     data = DataSplits(train, val_fraction=0.0, batch_size=batch)
     runner, experiment = Runner(**{"epochs": 1, **options}), Experiment(str(tmp_path), "run.yaml", "default")
     experiment.open()
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, fused=lagged or None)
     runner.prepare(model, task, data, optimizer, Constant(), experiment, config={}, seed=0)
+    if lagged:  # as on a GPU; there the host hears of a step later
+        runner.lagged = Lagged(optimizer, lambda: runner.means, runner._skip_sent, runner._went_well)
     runner.fit()
     return runner
 
@@ -116,10 +125,33 @@ def test_a_step_that_is_not_finite_leaves_no_trace(value, accumulate, tmp_path):
     )
 
 
-def test_too_many_in_a_row_end_the_run(tmp_path):
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_is_left_out_on_the_device_as_by_the_host(accumulate, tmp_path):
+    """The way of a GPU, which is never waited for: the same weights, statistics, figures and clouds."""
+    runs = [
+        fitted(tmp_path / name, Regress(spoiled=(2,)), norm=True, accumulate=accumulate, batch=6, lagged=lagged)
+        for name, lagged in (("waited", False), ("lagged", True))
+    ]
+    for (key, one), other in zip(runs[0].model.state_dict().items(), runs[1].model.state_dict().values()):
+        torch.testing.assert_close(one, other, msg=key)
+    figures = [metrics_of(run.experiment.folder)[0] for run in runs]
+    assert figures[0]["train/loss"] == pytest.approx(figures[1]["train/loss"])
+    assert runs[0].skipped == runs[1].skipped == 1
+    kept = [torch.load(tmp_path / name / "run/default/nonfinite-rank0.pth") for name in ("waited", "lagged")]
+    assert torch.equal(kept[0]["points"], kept[1]["points"])
+
+
+def test_a_graph_needs_a_gpu(tmp_path):
+    with pytest.raises(UserError, match=r"graph needs a CUDA device; use runner\.compile=off"):
+        fitted(tmp_path, Regress(), compile="graph")
+
+
+@pytest.mark.parametrize("lagged", [False, True])
+def test_too_many_in_a_row_end_the_run(lagged, tmp_path):
     with pytest.raises(UserError, match=r"3 steps in a row.*epoch 1, step 4.*optimizer\.lr"):
-        fitted(tmp_path, Regress(spoiled=(2, 3, 4)), batch=6, max_nonfinite=3)
-    assert fitted(tmp_path / "b", Regress(spoiled=(1, 2, 4, 5)), batch=6, max_nonfinite=3).skipped == 4  # not in a row
+        fitted(tmp_path, Regress(spoiled=(2, 3, 4)), batch=6, max_nonfinite=3, lagged=lagged)
+    task = Regress(spoiled=(1, 2, 4, 5))  # not in a row
+    assert fitted(tmp_path / "b", task, batch=6, max_nonfinite=3, lagged=lagged).skipped == 4
 
 
 def test_divergence_on_the_command_line(tmp_path, capfd):

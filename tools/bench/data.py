@@ -9,7 +9,6 @@ without the normalisation, so that reading alone can be told from arithmetic.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ from datasets import store
 from datasets.loader import Loader
 from datasets.shapenet55 import listing, pack_key, shapenet55
 from datasets.transforms import Normalize, apply_all
+from tools.bench.measure import machine
 from utils.cpu import tune
 from utils.random import BatchRandom
 
@@ -87,7 +87,8 @@ def speed(batches: Callable[[], Iterator[Tensor]]) -> float:
     return clouds / (time.process_time() - started)
 
 
-def main(args: Sequence[str] | None = None) -> int:
+def table(args: Sequence[str] | None = None) -> str:
+    """Markdown."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench.data", description="packed form against single files")
     parser.add_argument("--clouds", type=int, default=2048)
     parser.add_argument("--available", type=int, default=8192, help="points of a cloud on disk")
@@ -107,11 +108,20 @@ def main(args: Sequence[str] | None = None) -> int:
                 for normalize in (True, False):
                     key = (way.__name__, normalize)
                     best[key] = max(best.get(key, 0.0), speed(lambda: way(options, root, normalize)))  # noqa: B023
+    lines = ["| | packed, clouds/s (goal) | a file an item | ratio (goal) |", "|---|---|---|---|"]
     for normalize, words in ((True, "read and normalised"), (False, "read")):
         ours, plain = best["packed", normalize], best["per_file", normalize]
-        print(f"{words:<20} packed {ours:>9,.0f} clouds/s, a file an item {plain:>7,.0f}: {ours / plain:.1f} times")
-    figures = {f"{way}{'' if normalize else '_read_only'}": round(value) for (way, normalize), value in best.items()}
-    print(json.dumps({**figures, "num_points": options.num_points, "goals": GOALS}))
+        goals = [f" ({GOALS[key]:,})" if normalize else "" for key in ("clouds per second", "ratio")]
+        lines.append(f"| {words} | {ours:,.0f}{goals[0]} | {plain:,.0f} | {ours / plain:.1f}{goals[1]} |")
+    return f"{machine()}\n\n" + "\n".join(lines) + "\n"
+
+
+def run(args: argparse.Namespace) -> str:
+    return table([])
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    sys.stdout.write(table(args))
     return 0
 
 

@@ -1,6 +1,8 @@
 """Interleaved timing: every contender once a round, medians over the rounds, so that a busy machine hits all alike."""
 
+import math
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -35,15 +37,43 @@ def median(times: list[float]) -> float:
     return statistics.median(times)
 
 
-def machine() -> str:
-    """CPU, instruction set and versions, in one line."""
+def synchronize(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+
+
+def memory(device: str) -> float:
+    """GB that were held at most: by the process, or on the device."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def product_rate(dtype: torch.dtype, device: str, size: int = 2048, rounds: int = 5) -> float:
+    """GFLOP/s of large matrix products with the threads of this process: the best of several."""
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = math.inf
+    for _ in range(rounds + 1):
+        synchronize(device)
+        start = time.perf_counter()
+        left @ right
+        synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best / 1e9
+
+
+def machine(device: str = "cpu") -> str:
+    """Processor, instruction set and versions, in one line."""
+    if device != "cpu":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     model, vectors = platform.processor() or platform.machine(), ""
     info = Path("/proc/cpuinfo")
     if info.exists():
         lines = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
         fields = {key.strip(): value.strip() for key, value in lines.items()}
         model = fields.get("model name", model)
-        vectors = next((v for v in ("avx512f", "avx2", "asimd") if v in fields.get("flags", "").split()), "")
+        flags = fields.get("flags", "").split()
+        vectors = next((v for v in ("avx512_bf16", "avx512f", "avx2", "asimd") if v in flags), "")
     cores = torch.get_num_threads()
     return f"{model} {vectors}, {cores} threads, Python {platform.python_version()}, torch {torch.__version__}"
 

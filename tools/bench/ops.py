@@ -1,4 +1,5 @@
-"""The point operations against plain PyTorch, scipy and, where installed, fpsample; the goals are ratios.
+"""The point operations against plain PyTorch, scipy and, where installed, fpsample, torch-cluster and pytorch3d; the
+goals are ratios.
 
 Inputs are random clouds in the unit ball, float32. `goal` is the number of the goal, the numbers beside the peers are
 the ratios asked for.
@@ -116,6 +117,31 @@ def gathered_group(points: Tensor, groups: int, size: int) -> Call:
     return run
 
 
+def cluster_peers(points: Tensor, m: int = 0, query: Tensor | None = None, k: int = 0) -> dict[str, Call]:
+    """torch-cluster, where it is installed: it wants one list of points and the cloud of each."""
+    if not find_spec("torch_cluster"):
+        return {}
+    import torch_cluster
+
+    (batch, n), flat = points.shape[:2], points.reshape(-1, 3)
+    cloud = torch.arange(batch).repeat_interleave(n)
+    if query is None:
+        return {"torch-cluster": partial(torch_cluster.fps, flat, cloud, m / n, False)}
+    asking = torch.arange(batch).repeat_interleave(query.shape[1])
+    return {"torch-cluster": partial(torch_cluster.knn, flat, query.reshape(-1, 3), k, cloud, asking)}
+
+
+def pytorch3d_peer(function: str, *args: Any, **options: Any) -> dict[str, Call]:
+    """A function of pytorch3d, where it is installed."""
+    if not find_spec("pytorch3d"):
+        return {}
+    import pytorch3d.loss
+    import pytorch3d.ops
+
+    found = getattr(pytorch3d.ops, function, None) or getattr(pytorch3d.loss, function)
+    return {"pytorch3d": partial(found, *args, **options)}
+
+
 def fps_case(batch: int, n: int, m: int, goal: int, wanted: dict[str, float]) -> Case:
     points = ball(batch, n)
     ours = partial(ops.farthest_point_sample, points, m)
@@ -128,11 +154,13 @@ def fps_case(batch: int, n: int, m: int, goal: int, wanted: dict[str, float]) ->
         peers["fpsample kdline"] = lambda: [
             fpsample.bucket_fps_kdline_sampling(c, m, h=height, start_idx=0) for c in clouds
         ]
+    peers |= cluster_peers(points, m) | pytorch3d_peer("sample_farthest_points", points, K=m)
     return Case(goal, f"FPS {batch} x {n} -> {m}", ours, peers, wanted)
 
 
 def sampling_cases() -> Iterator[Case]:
     wanted: dict[str, float] = {"torch loop": 18, "fpsample": 20, "fpsample kdline": 5}
+    wanted |= {"torch-cluster": 80, "pytorch3d": 30}
     yield fps_case(32, 1024, 64, 1, wanted)
     yield fps_case(32, 2048, 512, 1, wanted)
     yield fps_case(1, 65536, 512, 2, {"fpsample kdline": 4})
@@ -142,18 +170,20 @@ def knn_case(batch: int, n: int, m: int, k: int, wanted: dict[str, float]) -> Ca
     points = ball(batch, n)
     args = points[:, :m].contiguous(), points, k
     peers: dict[str, Call] = {"cKDTree": partial(tree_knn, *args), "cdist + topk": partial(cdist_knn, *args)}
+    peers |= cluster_peers(points, query=args[0], k=k) | pytorch3d_peer("knn_points", args[0], points, K=k)
     return Case(3, f"kNN {batch} x {m} of {n}, k {k}", partial(ops.knn, *args), peers, wanted)
 
 
 def neighbour_cases() -> Iterator[Case]:
-    yield knn_case(32, 1024, 64, 32, {"cKDTree": 12, "cdist + topk": 18})
+    yield knn_case(32, 1024, 64, 32, {"cKDTree": 12, "cdist + topk": 18, "torch-cluster": 12})
     yield knn_case(32, 2048, 2048, 16, {"cKDTree": 4})
     yield knn_case(1, 8192, 8192, 16, {"cKDTree": 4})
     points = ball(32, 2048)
     query = points[:, :512].contiguous()
     found = partial(ops.ball_query, query, points, 0.2, 32)
     peers: dict[str, Call] = {"cKDTree": partial(tree_ball, query, points, 0.2), "plain torch": reference(found)}
-    yield Case(4, "ball query 32 x 512 of 2048, r 0.2, k 32", found, peers)
+    peers |= pytorch3d_peer("ball_query", query, points, K=32, radius=0.2)
+    yield Case(4, "ball query 32 x 512 of 2048, r 0.2, k 32", found, peers, {"pytorch3d": 5})
     small = ball(32, 1024)
     fused = partial(ops.group, small, 64, 32)
     peers = {"own separate ops": gathered_group(small, 64, 32), "plain torch": reference(fused)}
@@ -165,8 +195,12 @@ def chamfer_cases() -> Iterator[Case]:
     peers: dict[str, Call] = {"cdist": partial(cdist_chamfer, *patches)}
     yield Case(6, "Chamfer 8192 x 32 x 32", partial(ops.chamfer_distance, *patches), peers, {"cdist": 30})
     name, ours = "Chamfer 8192 x 32 x 32 with gradient", backward(ops.chamfer_distance, *patches)
-    yield Case(6, name, ours, {"product form": backward(product_chamfer, *patches)}, {"product form": 30})
+    peers = {"product form": backward(product_chamfer, *patches)}
+    for key, call in pytorch3d_peer("chamfer_distance", *patches).items():
+        peers[key] = backward(lambda x, y: call.func(x, y)[0], *patches)  # type: ignore[attr-defined]  # noqa: B023
+    yield Case(6, name, ours, peers, {"product form": 30, "pytorch3d": 25})
     peers = {"cKDTree": partial(tree_chamfer, *clouds), "cdist": partial(cdist_chamfer, *clouds)}
+    peers |= pytorch3d_peer("chamfer_distance", *clouds)
     wanted: dict[str, float] = {"cKDTree": 5, "cdist": 40}
     yield Case(6, "Chamfer 32 x 2048 x 2048", partial(ops.chamfer_distance, *clouds), peers, wanted)
 
