@@ -83,7 +83,7 @@ class DAPT(Method):
         x: Tensor,
         position: Tensor,
         bias: Tensor | None,
-        special: int,
+        special: int = 0,
     ) -> Tensor:
         place = self.places.first(x)
         x = x + position if index == 0 or self.each else x

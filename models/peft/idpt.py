@@ -64,7 +64,7 @@ class IDPT(Method):
         return self.class_token and is_class_token(name)
 
     def step(
-        self, index: int, block: nn.Module, x: Tensor, position: Tensor, bias: Tensor | None, special: int
+        self, index: int, block: nn.Module, x: Tensor, position: Tensor, bias: Tensor | None, special: int = 0
     ) -> Tensor:
         if index < self.layer:
             return block(x + position, bias, special)

@@ -201,7 +201,7 @@ class PointPEFT(Method):
         x: Tensor,
         position: Tensor,
         bias: Tensor | None,
-        special: int,
+        special: int = 0,
     ) -> Tensor:
         of_stage: Any = self.stages[stage]
         shared, parts = of_stage.shared, of_stage.blocks[index]

@@ -63,7 +63,7 @@ class VPT(Method):
         x: Tensor,
         position: Tensor,
         bias: Tensor | None,
-        special: int,
+        special: int = 0,
     ) -> Tensor:
         own, length = index if self.deep else 0, x.shape[1]
         fresh = self.deep or index == 0

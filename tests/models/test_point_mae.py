@@ -34,7 +34,7 @@ SMALL: dict[str, dict] = {
     "PointMAESegmenter": {**TINY, "local_dim": 16, "head_dim": 16},
     "PointM2AE": {**TINY_SCALES, "decoder_dims": [24, 16], "mask": RandomMask(0.5)},
     "PointM2AEClassifier": {**TINY_SCALES, "head_dim": 16},
-    "PointNetClassifier": {"mlp": [8, 8, 8, 8, 16], "head": [12, 10]},
+    "PointNetClassifier": {"mlp": [8, 8, 8, 16, 32], "head": [32, 16]},
     "PointNetAutoEncoder": {"mlp": [8, 8], "bottleneck": 12, "decoder": [16], "num_points": 20},
     "PCRNet": {"mlp": [8, 8], "bottleneck": 12, "head": [16]},
     "SampledNetwork": {

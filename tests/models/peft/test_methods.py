@@ -241,7 +241,8 @@ def test_retrieval() -> None:
 
 def test_the_prior_sees_the_backbone_as_it_was() -> None:
     model, points = build("PointMAEClassifier"), cloud()
-    expected = model.eval().forward_features(points).amax(dim=1)  # type: ignore[operator]
+    with torch.no_grad():
+        expected = model.eval().forward_features(points).amax(dim=1)  # type: ignore[operator]
     apply_peft(model, [*METHODS["point_peft"], {"name": "bitfit"}])
     fill(model)
     train(model, 3)
