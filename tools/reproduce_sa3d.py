@@ -169,11 +169,11 @@ def run(chosen: Settings, arm: Arm, data: str, seed: int) -> str:
 def report(chosen: Settings, arms: Sequence[Arm], ratios: dict[str, float]) -> str:
     """Markdown: a row an arm, a column a data set; mean and sample standard deviation over the seeds."""
     lines = [
-        f"Test accuracy in percent of a linear SVM (C by cross-validation on training features) on frozen features of the "
-        f"last epoch; mean +- sample standard deviation over {chosen.seeds} seeds; in brackets the moving average's, and "
-        f"the ranking accuracy on held-out clouds. Small Point-MAE, {chosen.epochs} epochs of random masks as the "
-        f"measure; a step costs {ratios['sa3d']:.2f} times as much with SA3D, {ratios['sa3df']:.2f} times with SA3DF. "
-        f"{machine()}.",
+        "Test accuracy in percent of a linear SVM (C by cross-validation on training features) on frozen features of "
+        f"the last epoch; mean +- sample standard deviation over {chosen.seeds} seeds; in brackets the moving "
+        "average's, and the ranking accuracy on held-out clouds. Small Point-MAE; equal time is that of "
+        f"{chosen.epochs} epochs of random masks, of which a step of SA3D costs {ratios['sa3d']:.2f} times as much, "
+        f"of SA3DF {ratios['sa3df']:.2f} times. {machine()}.",
         "",
         f"| pre-training | epochs | {' | '.join(chosen.data)} |",
         f"|---|---|{'---|' * len(chosen.data)}",

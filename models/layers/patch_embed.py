@@ -53,20 +53,15 @@ class PatchEmbed(nn.Module):
         """Without gradient and with fixed statistics each BatchNorm is part of the layer before it."""
         first, last = self.first[0], self.second[3]
         assert isinstance(first, nn.Linear)
-        scale, shift = _affine(self.first[1])
-        x = F.linear(points, first.weight * scale[:, None], first.bias * scale + shift).relu_()
-        return last(self._join_maximum(x, size, *_affine(self.second[1])).relu_())
+        x = F.linear(points, *_folded(first, self.first[1])).relu_()
+        return last(self._join_maximum(x, size, self.second[1]).relu_())
 
-    def _join_maximum(
-        self, x: Tensor, size: int, scale: Tensor | None = None, shift: Tensor | None = None
-    ) -> Tensor:
+    def _join_maximum(self, x: Tensor, size: int, norm: nn.Module | None = None) -> Tensor:
         """second[0](concat(max over patch of first[3](x), first[3](x))) with the weight split: nothing is repeated or
         concatenated, and as no non-linearity stands between the two layers, a point goes through their product."""
         local, joint = self.first[3], self.second[0]
         assert isinstance(local, nn.Linear) and isinstance(joint, nn.Linear)
-        weight, bias = joint.weight, joint.bias
-        if scale is not None:
-            weight, bias = weight * scale[:, None], bias * scale + shift
+        weight, bias = (joint.weight, joint.bias) if norm is None else _folded(joint, norm)
         of_maximum, of_point = weight.split(local.out_features, dim=1)
         maximum = _maximum(local(x).unflatten(0, (-1, size)))  # (B*G, width)
         patch = F.linear(maximum, of_maximum, bias + of_point @ local.bias)  # (B*G, outer)
@@ -74,12 +69,12 @@ class PatchEmbed(nn.Module):
         return points.add_(patch[:, None]).flatten(0, 1)
 
 
-def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """A BatchNorm with fixed statistics as x * scale + shift."""
+def _folded(layer: nn.Linear, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the layer and the BatchNorm with fixed statistics behind it."""
     assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    return scale, norm.bias - norm.running_mean * scale
+    return layer.weight * scale[:, None], (layer.bias - norm.running_mean) * scale + norm.bias
 
 
 def _maximum(x: Tensor) -> Tensor:

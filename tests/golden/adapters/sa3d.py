@@ -14,7 +14,6 @@ from models.masking import GuidedMask, guided_mask
 from models.point_mae import PointMAE
 from models.sa3d import SA3D
 from models.sa3d.losses import feature_error, ranking_loss, regression_loss
-from tests.golden.adapters.mae import load
 from tests.golden.fixtures import Fixture
 from utils.checkpoint import load_weights
 
@@ -105,7 +104,9 @@ def gm3d_feature_step(fixture: Fixture) -> None:
     fixture.check(complete, "out/ema/pix_pred")
     check_student(fixture, model, points)
     check_feature_losses(fixture, model, points)
-    for epoch in sorted({int(key.split("/")[0].removeprefix("step_epoch")) for key in fixture.below("in/") if "/" in key}):
+    for epoch in sorted(
+        {int(key.split("/")[0].removeprefix("step_epoch")) for key in fixture.below("in/") if "/" in key}
+    ):
         check_step(fixture, fresh().train(), epoch, args["total_epoch"])
 
 
