@@ -2,10 +2,10 @@
 
 python -m tools.reproduce_sa3d     (bash scripts/reproduce/sa3d.sh makes the environment first)
 
-Environment: SEEDS=3; EPOCHS=30; DATA="infomr69 scan"; JOBS=1 runs at a time, one thread each; OUT=experiments/sa3d, where
-runs and table.md go; SET="a.b=1 ..." options for every run. Finished runs are not repeated, stopped ones continue.
+Environment: SEEDS=3; EPOCHS=30; DATA="infomr69 scan"; JOBS=1 runs at a time, one thread each; OUT=experiments/sa3d for
+the runs and table.md; SET="a.b=1 ..." options for every run. Finished runs are not repeated, stopped ones continue.
 
-Equal time: what EPOCHS of random masks cost. How much dearer a step of SA3D and of SA3DF is, is measured first, in turn.
+Equal time: what EPOCHS of random masks cost. How much dearer a step of SA3D and SA3DF is, is measured first, in turn.
 SA3DF's frozen teacher counts: half of the time goes to it. At equal epochs its teacher is the run with random masks.
 """
 
@@ -141,7 +141,7 @@ def command(chosen: Settings, arm: Arm, data: str, seed: int, arms_folder: Path)
         words.append("--resume")
     elif arms_folder.exists():
         words.append("--overwrite")  # it was stopped before anything was saved
-    words += [f"runner.epochs={arm.epochs}", f"runner.val_every={arm.epochs}", START[arm.config], *SHORT]
+    words += [f"runner.epochs={arm.epochs}", f"runner.val_every={max(arm.epochs // 2, 1)}", START[arm.config], *SHORT]
     # POINT_DATA_ROOT is resolved here, as a command line knows no variables of a file
     root = os.environ.get("POINT_DATA_ROOT", "data")
     words += [option.replace("${POINT_DATA_ROOT:-data}", root) for option in DATA[data]]

@@ -1,4 +1,4 @@
-"""Runs of SA3D: continued with the same bits, shared by two processes, with a teacher made on the way, and what is logged."""
+"""Runs of SA3D: continued with the same bits, shared by two processes, a teacher made on the way, what is logged."""
 
 from __future__ import annotations
 

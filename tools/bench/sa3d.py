@@ -32,8 +32,8 @@ GOAL = 1.6
 def run(args: argparse.Namespace) -> str:
     tune()
     lines = [
-        f"A training step of {BATCH} clouds of {NUM_POINTS:,} points, float32, half of the mask guided; processor time, "
-        f"medians of {args.rounds} rounds in turn; {machine()}",
+        f"A training step of {BATCH} clouds of {NUM_POINTS:,} points, float32, half of the mask guided; processor "
+        f"time, medians of {args.rounds} rounds in turn; {machine()}",
         "",
         f"| | backbone alone | SA3D (goal: below {GOAL}) | SA3DF | mask sampler, share of the SA3D step |",
         "|---|---|---|---|---|",
