@@ -63,7 +63,7 @@ def small_model(model: dict, where: str) -> list[str]:
     sizes = {key: value for key, value in SMALL[model["name"]].items() if key not in ("mask", "backbone")}
     words = [f"{where}.{key}={value}" for key, value in sizes.items()]
     if "backbone" in model:
-        words += small_model(model["backbone"], f"{where}.backbone")
+        words += [*small_model(model["backbone"], f"{where}.backbone"), f"{where}.mask.ratio=0.5"]
         words += [f"{where}.teacher=auto"] if "distillation_weights" in model else []
     return words
 

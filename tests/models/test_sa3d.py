@@ -182,7 +182,7 @@ def test_ranking_starts_at_ln_2_and_can_be_learnt() -> None:
     scores = torch.zeros(8, 20, requires_grad=True)
     optimizer = torch.optim.Adam([scores], lr=0.1)
     first, _ = ranking_loss(scores, target, valid)
-    assert float(first) == pytest.approx(math.log(2))
+    assert first.item() == pytest.approx(math.log(2))
     for _ in range(50):
         optimizer.zero_grad()
         loss, accuracy = ranking_loss(scores, target, valid)
