@@ -38,7 +38,7 @@ class Backbone(Protocol):
     num_features: int  # C
     num_heads: int
     mask: MaskSampler  # what the network draws when it is trained alone
-    mask_token: Tensor
+    mask_token: nn.Parameter
 
     def group(self, points: Tensor) -> Groups:
         """(B, N, 3) -> patches, without weights."""

@@ -62,8 +62,8 @@ class GuidedMask(MaskSampler):
 
     ratio, rounding: of G patches "floor_mask" hides int(ratio * G); "floor_keep", as the GM3D code counts, keeps
     int((1 - ratio) * G), which is often one less.
-    beta: the share of the hidden patches that is chosen by difficulty. It rises from `beta_start` to `beta_end` over the
-    share `ramp` of the epochs. guide: false hides at random, whatever beta is.
+    beta: the share of the hidden patches that is chosen by difficulty. It rises from `beta_start` to `beta_end` over
+    the share `ramp` of the epochs. guide: false hides at random, whatever beta is.
     """
 
     def __init__(

@@ -350,8 +350,8 @@ class PointM2AE(HierarchicalModel):
 
     def _finer(self, groups: Sequence[Scale]) -> list[tuple[Scale, int]]:
         """The decoded scales below the coarsest, coarsest first, and the widths of their encoder tokens."""
-        widths = [norm.normalized_shape[0] for norm in self.encoder.norms]  # type: ignore[union-attr, index]
-        return list(zip(groups[-2:0:-1], widths[-2:0:-1]))
+        norms = [norm for norm in self.encoder.norms if isinstance(norm, nn.LayerNorm)]
+        return [(scale, norm.normalized_shape[0]) for scale, norm in zip(groups[-2:0:-1], norms[-2:0:-1])]
 
     def rebuilding(self) -> list[nn.Module]:
         decoder = self.decoder

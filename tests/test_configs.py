@@ -97,7 +97,7 @@ def small_model(model: dict, where: str) -> list[str]:
         words += [f"{where}.sampler.{key}={value}" for key, value in sampler.items()]
         words += small_model(model["network"], f"{where}.network")
     if "backbone" in model:
-        words += small_model(model["backbone"], f"{where}.backbone")
+        words += [*small_model(model["backbone"], f"{where}.backbone"), f"{where}.mask.ratio=0.5"]
         words += [f"{where}.teacher=auto"] if "distillation_weights" in model else []
     return words
 

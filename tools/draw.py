@@ -133,8 +133,8 @@ def sheet_of(
 
 
 def heat(values: ndarray) -> ndarray:
-    """Numbers (...) as colours (..., 3): the smallest blue, over yellow, the largest red; equal steps from rank to rank,
-    so that one outlier does not hide the rest. NaN is grey."""
+    """Numbers (...) as colours (..., 3): the smallest blue, over yellow, the largest red; equal steps from rank to
+    rank, so that one outlier does not hide the rest. NaN is grey."""
     flat = np.asarray(values, dtype=np.float64).ravel()
     known = np.isfinite(flat)
     place = np.zeros(len(flat))

@@ -103,7 +103,7 @@ def _is_detail(key: str) -> bool:
 
 def _add_image(board: Any, name: str, image: ndarray, step: int) -> None:
     """What `add_image` does with Pillow."""
-    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 
     picture = Summary.Image(
         height=image.shape[0], width=image.shape[1], colorspace=3, encoded_image_string=png_bytes(image)

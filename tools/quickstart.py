@@ -30,7 +30,7 @@ def main() -> int:
     tuned = [*FINETUNE, "--exp_name", f"{name}-tenth", "--finetune_model", "--ckpts", checkpoint]
     steps = [
         ("probe the untrained network", [*PRETRAIN, "--exp_name", name, "--svm"]),
-        ("pre-train, then probe", [*PRETRAIN, "--exp_name", name]),
+        ("pre-train with SA3D, then probe", [*PRETRAIN, "--exp_name", name]),
         ("fine-tune on a tenth of the labels, and from scratch", [*tuned, "--seeds", str(SEEDS), "--with_scratch"]),
     ]
     try:

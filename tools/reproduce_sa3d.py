@@ -2,10 +2,10 @@
 
 python -m tools.reproduce_sa3d     (bash scripts/reproduce/sa3d.sh makes the environment first)
 
-Environment: SEEDS=3; EPOCHS=30; DATA="infomr69 scan"; JOBS=1 runs at a time, one thread each; OUT=experiments/sa3d, where
-runs and table.md go; SET="a.b=1 ..." options for every run. Finished runs are not repeated, stopped ones continue.
+Environment: SEEDS=3; EPOCHS=30; DATA="infomr69 scan"; JOBS=1 runs at a time, one thread each; OUT=experiments/sa3d for
+the runs and table.md; SET="a.b=1 ..." options for every run. Finished runs are not repeated, stopped ones continue.
 
-Equal time: what EPOCHS of random masks cost. How much dearer a step of SA3D and of SA3DF is, is measured first, in turn.
+Equal time: what EPOCHS of random masks cost. How much dearer a step of SA3D and SA3DF is, is measured first, in turn.
 SA3DF's frozen teacher counts: half of the time goes to it. At equal epochs its teacher is the run with random masks.
 """
 
@@ -141,7 +141,7 @@ def command(chosen: Settings, arm: Arm, data: str, seed: int, arms_folder: Path)
         words.append("--resume")
     elif arms_folder.exists():
         words.append("--overwrite")  # it was stopped before anything was saved
-    words += [f"runner.epochs={arm.epochs}", f"runner.val_every={arm.epochs}", START[arm.config], *SHORT]
+    words += [f"runner.epochs={arm.epochs}", f"runner.val_every={max(arm.epochs // 2, 1)}", START[arm.config], *SHORT]
     # POINT_DATA_ROOT is resolved here, as a command line knows no variables of a file
     root = os.environ.get("POINT_DATA_ROOT", "data")
     words += [option.replace("${POINT_DATA_ROOT:-data}", root) for option in DATA[data]]
@@ -169,11 +169,11 @@ def run(chosen: Settings, arm: Arm, data: str, seed: int) -> str:
 def report(chosen: Settings, arms: Sequence[Arm], ratios: dict[str, float]) -> str:
     """Markdown: a row an arm, a column a data set; mean and sample standard deviation over the seeds."""
     lines = [
-        f"Test accuracy in percent of a linear SVM (C by cross-validation on training features) on frozen features of the "
-        f"last epoch; mean +- sample standard deviation over {chosen.seeds} seeds; in brackets the moving average's, and "
-        f"the ranking accuracy on held-out clouds. Small Point-MAE, {chosen.epochs} epochs of random masks as the "
-        f"measure; a step costs {ratios['sa3d']:.2f} times as much with SA3D, {ratios['sa3df']:.2f} times with SA3DF. "
-        f"{machine()}.",
+        "Test accuracy in percent of a linear SVM (C by cross-validation on training features) on frozen features of "
+        f"the last epoch; mean +- sample standard deviation over {chosen.seeds} seeds; in brackets the moving "
+        "average's, and the ranking accuracy on held-out clouds. Small Point-MAE; equal time is that of "
+        f"{chosen.epochs} epochs of random masks, of which a step of SA3D costs {ratios['sa3d']:.2f} times as much, "
+        f"of SA3DF {ratios['sa3df']:.2f} times. {machine()}.",
         "",
         f"| pre-training | epochs | {' | '.join(chosen.data)} |",
         f"|---|---|{'---|' * len(chosen.data)}",

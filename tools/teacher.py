@@ -41,10 +41,7 @@ def teacher_run(args: argparse.Namespace, config: dict[str, Any]) -> Run:
     backbone = config["model"].get("backbone")
     if not isinstance(backbone, dict):
         raise UserError("model.teacher: auto, but the model has no backbone to pre-train")
-    mask = {
-        "name": "random",
-        **{key: value for key, value in config["model"].get("mask", {}).items() if key == "ratio"},
-    }
+    mask = {"name": "random", "ratio": config["model"].get("mask", {}).get("ratio", 0.6)}
     own = copy.copy(args)
     own.exp_name, own.ckpts, own.overwrite = f"{prefix(args)}{args.exp_name}-teacher", None, False
     own.test = own.svm = False

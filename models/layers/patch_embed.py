@@ -58,9 +58,8 @@ class PatchEmbed(nn.Module):
         """Without gradient and with fixed statistics each BatchNorm is part of the layer before it."""
         first, last = self.first[0], self.second[3]
         assert isinstance(first, nn.Linear)
-        scale, shift = _affine(self.first[1])
-        x = F.linear(points, first.weight * scale[:, None], first.bias * scale + shift).relu_()
-        of_point, of_patch = self._join_maximum(x.unflatten(0, (-1, size)), *_affine(self.second[1]))
+        x = F.linear(points, *_folded(first, self.first[1])).relu_()
+        of_point, of_patch = self._join_maximum(x.unflatten(0, (-1, size)), self.second[1])
         return last(of_point.add_(of_patch[:, None]).flatten(0, 1).relu_())
 
     def _lift(self, points: Tensor) -> Tensor:
@@ -73,17 +72,13 @@ class PatchEmbed(nn.Module):
         assert isinstance(norm, nn.BatchNorm1d)
         return features.lift_norm_relu(points, linear, norm, dtype)
 
-    def _join_maximum(
-        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def _join_maximum(self, x: Tensor, norm: nn.Module | None = None) -> tuple[Tensor, Tensor]:
         """Of x (patches, K, inner) what every point (patches, K, outer) and what its patch (patches, outer) adds to
         second[0](concat(max over patch of first[3](x), first[3](x))). The weight is split: nothing is repeated or
         concatenated; as no non-linearity stands between the two layers, a point goes through their product."""
         local, joint = self.first[3], self.second[0]
         assert isinstance(local, nn.Linear) and isinstance(joint, nn.Linear)
-        weight, bias = joint.weight, joint.bias
-        if scale is not None:
-            weight, bias = weight * scale[:, None], bias * scale + shift
+        weight, bias = (joint.weight, joint.bias) if norm is None else _folded(joint, norm)
         of_maximum, of_point = weight.split(local.out_features, dim=1)
         maximum = features.group_max(local(x))  # (patches, width)
         patch = F.linear(maximum, of_maximum, bias + of_point @ local.bias)
@@ -98,9 +93,9 @@ class PatchEmbed(nn.Module):
         return self.second[1:](points.add_(patch[:, None]).flatten(0, 1))
 
 
-def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """A BatchNorm with fixed statistics as x * scale + shift."""
+def _folded(layer: nn.Linear, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the layer and the BatchNorm with fixed statistics behind it."""
     assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    return scale, norm.bias - norm.running_mean * scale
+    return layer.weight * scale[:, None], (layer.bias - norm.running_mean) * scale + norm.bias

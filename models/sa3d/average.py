@@ -13,7 +13,7 @@ def decay_at(epoch: int, start: float, end: float, ramp_epochs: int) -> float:
 
 @torch.no_grad()
 def follow(average: nn.Module, model: nn.Module, decay: float, buffers: bool = True) -> None:
-    """average = decay * average + (1 - decay) * model; whole numbers are cut off. Without `buffers` these are copied."""
+    """average = decay * average + (1 - decay) * model; whole numbers are cut off. buffers: else they are copied."""
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
     for mean, value in zip(average.buffers(), model.buffers()):
         mean.copy_(_mixed(mean, value, decay) if buffers else value)

@@ -114,7 +114,7 @@ class SA3D(nn.Module):
             raise UserError(NO_TEACHER)
         self._leave_out_what_learns_nothing(points=rebuilds and reconstruction == "points")
         self.teacher = cast(Backbone, frozen(cast(nn.Module, backbone))) if teacher is not None else None
-        self.average = frozen(self._followed())
+        self.average = cast(nn.ModuleDict, frozen(self._followed()))
         self.set_progress(0, 1)
 
     def _followed(self) -> nn.ModuleDict:

@@ -32,8 +32,8 @@ GOAL = 1.6
 def run(args: argparse.Namespace) -> str:
     tune()
     lines = [
-        f"A training step of {BATCH} clouds of {NUM_POINTS:,} points, float32, half of the mask guided; processor time, "
-        f"medians of {args.rounds} rounds in turn; {machine()}",
+        f"A training step of {BATCH} clouds of {NUM_POINTS:,} points, float32, half of the mask guided; processor "
+        f"time, medians of {args.rounds} rounds in turn; {machine()}",
         "",
         f"| | backbone alone | SA3D (goal: below {GOAL}) | SA3DF | mask sampler, share of the SA3D step |",
         "|---|---|---|---|---|",
@@ -55,7 +55,7 @@ def measured(name: str, configs: tuple[str | None, ...], rounds: int) -> str:
     return f"| {name} | {' | '.join(cells)} | {100 * sampler / guided:.2f} % |"
 
 
-def training_step(config: str, points: Tensor) -> Callable[[], None]:
+def training_step(config: str, points: Tensor) -> Callable[[], object]:
     """Everything that the runner does with a batch but for its figures."""
     model, rng = build(config), BatchRandom(0)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
