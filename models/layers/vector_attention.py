@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from extensions import ops
+from extensions.features import group_max
 from models.layers.rows import linear_norm, on_rows
 from utils.errors import UserError
 
