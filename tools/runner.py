@@ -117,9 +117,14 @@ class Runner:
         self.epoch, self.step = 0, 0
         self.best: dict[str, Any] | None = None  # value, metric, epoch
         self.means, self.skipped, self.nonfinite_in_a_row = Mean(), 0, 0
-        # a GPU is never waited for in a step, unless somebody has to know how it went
-        unwaited = self.device.type == "cuda" and self.ema is None and self.precision != "fp16" and can_lag(optimizer)
-        self.lagged = Lagged(optimizer, lambda: self.means, self._skip_sent, self._went_well) if unwaited else None
+        self.lagged = None
+        if optimizer is not None and self._nobody_waits() and can_lag(optimizer):
+            self.lagged = Lagged(optimizer, lambda: self.means, self._skip_sent, self._went_well)
+
+    def _nobody_waits(self) -> bool:
+        """A GPU is never waited for in a step, unless somebody has to know at once how it went."""
+        follows = self.ema is not None or hasattr(self.model, "after_step")
+        return self.device.type == "cuda" and not follows and self.precision != "fp16"
 
     # ---------------------------------------------------------------- the loop
 
@@ -293,6 +298,7 @@ class Runner:
             "one process": dist.world_size() == 1,
             "runner.accumulate 1": self.accumulate == 1,
             "runner.precision fp32 or bf16": self.precision != "fp16",
+            "a model whose losses stay the same over the epochs": not hasattr(self.model, "set_progress"),
         }
         missing = [reason for reason, there in reasons.items() if not there]
         if missing:

@@ -147,6 +147,7 @@ def test_wrong_files(tmp_path) -> None:
 PUBLISHED = {  # configuration, classes, further options: trained, manifest
     ("point_peft_scan_hardest", 15, ""): (773_017, "pointpeft_mae_scan"),
     ("point_peft_m2ae_scan_hardest", 15, ""): (661_046, "pointpeft_m2ae_scan"),
+    ("point_peft_bert_scan_hardest", 15, ""): (706_201, None),
     ("point_peft_modelnet40", 40, ""): (853_308, "pointpeft_mae_modelnet_recovered"),
     ("dapt_scan_hardest", 15, ""): (1_087_771, "dapt_scan_hardest"),
     ("dapt_modelnet40", 40, ""): (1_069_716, "dapt_modelnet"),
