@@ -76,6 +76,7 @@ def test_loss_and_gradients_are_those_of_the_published_formulation(name: str) ->
     assert (gradients[0] - truth).norm() <= max(1e-6 * scale, 2 * (gradients[1] - truth).norm())
 
 
+@pytest.mark.slow
 def test_curves_of_200_steps_overlap() -> None:
     curves = []
     for model in pair("mae"):
