@@ -5,10 +5,12 @@
 #
 # About 7.5 hours of one processor core (AMD EPYC): classification 4.8 (a third of it for one seed), reconstruction 2,
 # registration 0.8. The parts may run beside each other, PARTS=classify in one terminal, PARTS="reconstruct register" in
-# another. Continues where it was stopped. Writes experiments/samplenet/table.md and accuracy.png, nre.png beside it. Shorter:
+# another. Continues where it was stopped. Writes experiments/samplenet/table.md and accuracy.png, nre.png beside it.
+# Shorter:
 #   SEEDS="0"  SIZES="8 32"  PARTS="classify reconstruct register"
 #   TASK_EPOCHS, SAMPLER_EPOCHS (classification), AE_EPOCHS, AE_SAMPLER_EPOCHS, PCR_EPOCHS, PCR_SAMPLER_EPOCHS (cars),
 #   DEMO_EPOCHS, DEMO_SAMPLER_EPOCHS
+# SAMPLER_OPTIONS: of the samplers for classification, as "model.sampler.alpha=5 optimizer.lr=3e-3".
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
@@ -39,19 +41,21 @@ check() {
 }
 
 if [[ $PARTS == *classify* ]]; then
-    epochs="runner.epochs=${TASK_EPOCHS:-100}" short="runner.epochs=${SAMPLER_EPOCHS:-60}"
+    epochs="runner.epochs=${TASK_EPOCHS:-100}"
+    read -ra short <<<"runner.epochs=${SAMPLER_EPOCHS:-60} ${SAMPLER_OPTIONS:-}"
     for seed in $SEEDS; do
         START=(--scratch_model)
         train pointnet_infomr69 "seed$seed" "$seed" "$epochs"
         net=$ROOT/pointnet_infomr69/seed$seed/ckpt-best.pth
         START=(--finetune_model --ckpts "$net")
-        train progressive_infomr69 "seed$seed" "$seed" "$short"
+        train progressive_infomr69 "seed$seed" "$seed" "${short[@]}"
         for m in $SIZES; do
             for plain in random fps; do
                 check classify_infomr69 "$plain-$m-seed$seed" "$seed" "$net" "model.sampler={name: $plain, num_out: $m}"
             done
-            train classify_infomr69 "snet-$m-seed$seed" "$seed" "$short" "model.sampler.num_out=$m" model.sampler.project=false
-            train classify_infomr69 "samplenet-$m-seed$seed" "$seed" "$short" "model.sampler.num_out=$m"
+            train classify_infomr69 "snet-$m-seed$seed" "$seed" "${short[@]}" "model.sampler.num_out=$m" \
+                model.sampler.project=false
+            train classify_infomr69 "samplenet-$m-seed$seed" "$seed" "${short[@]}" "model.sampler.num_out=$m"
             check progressive_infomr69 "progressive-$m-seed$seed" "$seed" \
                 "$ROOT/progressive_infomr69/seed$seed/ckpt-best.pth" "model.sampler.eval_size=$m"
             check retrieve_infomr69 "samplenet-$m-seed$seed" "$seed" \
@@ -77,8 +81,8 @@ fi
 
 if [[ $PARTS == *register* ]]; then
     for data in shapes demo; do
-        if [ $data = shapes ]; then epochs=${PCR_EPOCHS:-500} short=${PCR_SAMPLER_EPOCHS:-200}; fi
-        if [ $data = demo ]; then epochs=${DEMO_EPOCHS:-4000} short=${DEMO_SAMPLER_EPOCHS:-1500}; fi
+        if [ $data = shapes ]; then epochs=${PCR_EPOCHS:-500} sampler_epochs=${PCR_SAMPLER_EPOCHS:-200}; fi
+        if [ $data = demo ]; then epochs=${DEMO_EPOCHS:-4000} sampler_epochs=${DEMO_SAMPLER_EPOCHS:-1500}; fi
         START=(--scratch_model)
         train pcrnet_$data seed0 0 "runner.epochs=$epochs"
         net=$ROOT/pcrnet_$data/seed0/ckpt-last.pth
@@ -86,7 +90,7 @@ if [[ $PARTS == *register* ]]; then
         for m in ${REGISTER_SIZES:-32 64}; do
             check register_$data "random-$m-seed0" 0 "$net" "model.sampler={name: random, num_out: $m}"
             check register_$data "fps-$m-seed0" 0 "$net" "model.sampler={name: fps, num_out: $m, start: random}"
-            train register_$data "samplenet-$m-seed0" 0 "runner.epochs=$short" "model.sampler.num_out=$m"
+            train register_$data "samplenet-$m-seed0" 0 "runner.epochs=$sampler_epochs" "model.sampler.num_out=$m"
         done
     done
 fi
