@@ -264,7 +264,7 @@ class PointM2AE(HierarchicalModel):
             raise UserError("mask: hides no patch of the second finest scale, nothing to rebuild; use a larger ratio")
         prediction = self._points_of(stages[-1], rows)  # (R, points_per_patch, 3)
         target = groups[1].neighborhood.flatten(0, 1)[rows]  # (R, K, 3)
-        error = ops.chamfer_distance(prediction.float(), target, reduction="patch")
+        error = ops.chamfer_distance(prediction, target, reduction="patch")
         visible, hidden = split_by_mask(mask, num_masked)
         decoded = take(stages[0], hidden)  # (B, M, C)
         return HierarchicalView(visible, hidden, encoded[-1], decoded, prediction, target, error, rows, masks)
@@ -346,7 +346,7 @@ class PointM2AE(HierarchicalModel):
             self._points_of(self.decoder([tokens, *finer], groups[:0:-1])[-1], view.rows)
             for tokens in (complete, partial)
         )
-        return ops.chamfer_distance(of_view.float(), of_all.float(), reduction="patch")
+        return ops.chamfer_distance(of_view, of_all, reduction="patch")
 
     def _finer(self, groups: Sequence[Scale]) -> list[tuple[Scale, int]]:
         """The decoded scales below the coarsest, coarsest first, and the widths of their encoder tokens."""

@@ -139,7 +139,7 @@ class PointMAE(PatchModel):
 
     def _error(self, prediction: Tensor, target: Tensor) -> Tensor:
         """(B, M, P, 3), (B, M, K, 3) -> Chamfer distance of each patch (B * M,)."""
-        clouds = prediction.flatten(0, 1).float(), target.flatten(0, 1).float()
+        clouds = prediction.flatten(0, 1), target.flatten(0, 1)
         return ops.chamfer_distance(*clouds, reduction="patch", norm=self.norm_of_loss)
 
     def decode(self, tokens: Tensor, center: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import argparse
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -206,8 +206,9 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
     quantized = QuantizedRun(config, model) if has_quantization(config) else None
     start = recorded_start(experiment, args)
     checkpoint = read_checkpoint(start) if start and (args.ckpts or quantized) else {}
+    loaded: Collection[str] = ()
     if quantized is not None:
-        weights, loaded = [quantized.load(checkpoint, str(start), data, task, device, testing=args.test)], []
+        weights = [quantized.load(checkpoint, str(start), data, task, device, testing=args.test)]
     else:
         weights, loaded = put_weights(args, config, model, checkpoint)
     runner = build_runner(config, model.to(device))

@@ -108,7 +108,7 @@ class DAPT(Method):
 def _embedding(model: nn.Module) -> nn.Module:
     encoder = model.encoder
     assert isinstance(encoder, nn.Module)
-    return encoder.embed if hasattr(encoder, "embed") else encoder.token_embed[0]  # type: ignore[return-value, index]
+    return encoder.token_embed[0] if hasattr(encoder, "token_embed") else encoder.embed  # type: ignore[return-value, index]
 
 
 def final_norm(model: nn.Module) -> nn.Module:

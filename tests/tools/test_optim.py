@@ -46,6 +46,8 @@ def test_every_parameter_is_in_one_group(name: str) -> None:
     extra: dict = {key: 5 for key in ("num_classes", "num_parts") if key in parameters(MODELS.get(name))}
     if name == "SA3D":
         extra["backbone"] = {"name": "PointMAE"}
+    if name == "SampledNetwork":
+        extra = {"sampler": {"name": "samplenet"}, "network": {"name": "PointNetClassifier", "num_classes": 5}}
     with torch.device("meta"):
         model = MODELS.build({"name": name, **extra})
     grouped = [p for group in parameter_groups(model, 0.05) for p in group["params"]]

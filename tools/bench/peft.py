@@ -48,6 +48,7 @@ def cost(config: dict[str, Any]) -> dict[str, Any]:
     runner.device = device
     fill_banks([model], data, runner.autocast)
     optimizer = build_optimizer(config, model)
+    assert optimizer is not None
     batch = next(data.train.epoch())
     before = _reset_peak(device)
     times = [_step(model.train(), optimizer, batch, device) for _ in range(WARM_UP + STEPS)][WARM_UP:]

@@ -120,7 +120,7 @@ class PlainMAE(nn.Module):
             x = block(x + position, None)
         x = self.MAE_decoder["norm"](x[:, -number:])
         rebuilt = self.increase_dim(x.transpose(1, 2)).transpose(1, 2).reshape(b * number, -1, 3)
-        return ops.chamfer_distance(rebuilt.float(), neighborhood[mask].reshape(b * number, -1, 3))
+        return ops.chamfer_distance(rebuilt, neighborhood[mask].reshape(b * number, -1, 3))
 
 
 class PlainClassifier(nn.Module):
