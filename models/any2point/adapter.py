@@ -13,22 +13,8 @@ from torch import Tensor, nn
 
 from models.any2point.cells import CellNorm, Cells, cell_max, cell_mean
 from models.layers.attention.dense import dense_attention
-from models.layers.tower import quick_gelu
+from models.layers.bottleneck import Bottleneck
 from utils.errors import UserError
-
-
-class Bottleneck(nn.Module):
-    """down, quick GELU, dropout, up; no residual. Not nothing at the start, as published."""
-
-    def __init__(self, dim: int, hidden: int, dropout: float):
-        super().__init__()
-        self.down, self.up, self.dropout = nn.Linear(dim, hidden), nn.Linear(hidden, dim), nn.Dropout(dropout)
-        for layer in (self.down, self.up):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.normal_(layer.bias, std=1e-6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.up(self.dropout(quick_gelu(self.down(x))))
 
 
 class LocalAttention(nn.Module):
@@ -72,7 +58,7 @@ class GuidedAdapter(nn.Module):
     ):
         super().__init__()
         self.scale, self.weight, self.join_max, self.count_empty = scale, weight, join_max, count_empty
-        self.bottleneck = Bottleneck(dim, hidden, dropout)
+        self.bottleneck = Bottleneck(dim, hidden, dropout, residual=False)
         self.voxel_norm = CellNorm(dim)
         self.view_norms = nn.ModuleList(CellNorm(dim) for _ in range(num_views))
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from extensions import ops
 from models.layers.attention.dense import dense_attention
+from models.layers.bottleneck import Bottleneck
 from models.layers.hierarchy import group_scales
 from models.peft.base import (
     Method,
@@ -28,7 +29,6 @@ from models.peft.base import (
     widen_bias,
     width_of,
 )
-from models.peft.bottleneck import Bottleneck
 from models.peft.geometry import Neighbourhoods, SharedAttention, neighbourhoods, spread
 from models.peft.prior import Extractor, Pooling, retrieve
 from utils.errors import UserError

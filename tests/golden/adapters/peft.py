@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.layers.bottleneck import Bottleneck
 from models.layers.patch_embed import PatchEmbed
 from models.peft.apply import apply_peft, key_map_of
-from models.peft.bottleneck import Bottleneck
 from models.peft.dapt import DAPT, official_name
 from models.peft.geometry import Neighbourhoods, spreading
 from models.peft.point_peft import PointPEFT

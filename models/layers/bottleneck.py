@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from models.layers.tower import quick_gelu
 
 
 class Bottleneck(nn.Module):
@@ -21,7 +22,3 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.up(F.dropout(quick_gelu(self.down(x)), self.dropout, self.training))
         return x + y if self.residual else y
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(1.702 * x)
