@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[0] = str(ROOT)  # not this folder: its profile.py would hide Python's module, which PyTorch loads
 GENERAL = ("ops", "data")  # with places in docs/PERFORMANCE.md
 SUBJECTS = (*GENERAL, "attention", "sa3d", "sampling")  # modules of tools.bench with a function `run(args) -> str`
 

@@ -1,7 +1,10 @@
 """The plain writings that speed is measured against are the same networks: losses, gradients, curves of training."""
 
 import copy
+import runpy
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -102,3 +105,12 @@ def test_contenders_of_a_comparison() -> None:
         "ours fp32",
     ]
     assert {c.embed for c in contenders("pretrain", "all").values()} == {"all", "visible_only"}
+
+
+@pytest.mark.parametrize("name", ["bench", "profile"])
+def test_scripts_do_not_hide_modules_of_python(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `python scripts/NAME.py` starts: its folder, where a profile.py lies, is first on the path."""
+    folder = str(Path(__file__).parents[2] / "scripts")
+    monkeypatch.setattr(sys, "path", [folder, *sys.path])
+    runpy.run_path(f"{folder}/{name}.py", run_name="imported")
+    assert folder not in sys.path and sys.path[0] == str(Path(folder).parent)
