@@ -1,7 +1,7 @@
-"""The gate on speed: a third of the ratios to plain PyTorch and scipy that docs/PERFORMANCE.md asks for.
+"""The gate on speed: a share of the ratios to plain PyTorch and scipy that docs/PERFORMANCE.md asks for.
 
-Half of them is what a CPU reaches whose vector units are half as wide as those the goals were set on; the rest is for
-machines that are busy with other things.
+The goals were set on a CPU with AVX-512. A third of them is asked for there, since other tests run at the same time,
+and a sixth where vectors are half as wide or less: plain PyTorch loses less by that than our kernels do.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,9 +11,10 @@ import torch
 
 from extensions import library
 from tools.bench import ops as bench
-from tools.bench.measure import interleaved
+from tools.bench.measure import interleaved, machine
 
 ROUNDS = 5
+SHARE = 1 / 3 if "avx512" in machine() else 1 / 6
 PEERS = ("torch loop", "cKDTree", "cdist", "cdist + topk", "product form", "torch gather", "scipy assignment")
 SLOW = ("32 x 2048", "65536")  # too long for a gate
 
@@ -36,4 +37,4 @@ def check(case: bench.Case) -> None:
     finally:
         torch.set_num_threads(before)
     for name in peers:
-        assert best[name] / best["ours"] >= case.wanted[name] / 3, (case.name, best)
+        assert best[name] / best["ours"] >= case.wanted[name] * SHARE, (case.name, best)
