@@ -57,20 +57,18 @@ def sort_axes(points: Tensor, axes: Axes) -> Tensor:
 @torch.no_grad()
 def cell_order(coordinates: Tensor, num_cells: int, levels: int) -> Tensor:
     """Indices (B, N) in which every cell, and every slab of cells, is one run."""
-    batch, length, _ = coordinates.shape
-    order = torch.arange(length, device=coordinates.device).expand(batch, -1)
-    cells = [0, num_cells]  # where the parts of a level begin, counted in cells
+    length = coordinates.shape[1]
     starts = bounds(length, num_cells)
-    for level in range(levels):
-        place, inside = parts(length, [starts[cell] for cell in cells], coordinates.device)  # (parts, L)
-        order = pick(order, place)  # (B, parts, L)
-        keys = coordinates[..., level].gather(1, order.flatten(1)).view(order.shape)
-        within = ops.sort_order(keys.masked_fill(~inside, torch.inf))  # what lies outside comes last
-        own = place[:, :1] + torch.arange(place.shape[1], device=place.device)  # where a sorted member goes
-        own = torch.where(inside, own, length).expand_as(order).flatten(1)
-        sorted_ = order.gather(2, within).flatten(1)
-        order = order.new_zeros(batch, length + 1).scatter(1, own, sorted_)[:, :length]
-        cells = split(cells, levels - 1 - level)
+    order = ops.sort_order(coordinates[..., 0])
+    slabs = [0, num_cells]  # where the parts of a level begin, counted in cells
+    for level in range(1, levels):
+        slabs = split(slabs, levels - level)
+        size = torch.tensor([starts[b] - starts[a] for a, b in pairwise(slabs)], device=order.device)
+        slab = torch.arange(len(size), device=order.device).repeat_interleave(size, output_size=length)  # (N,)
+        # both sorts keep the order of equals: along the axis, then into slabs again
+        within = ops.sort_order(coordinates[..., level].gather(1, order))
+        within = within.gather(1, ops.sort_order(slab[within].float()))
+        order = order.gather(1, within)
     return order
 
 

@@ -5,8 +5,9 @@
 #
 # About 7.5 hours of one processor core (AMD EPYC): classification 4.8 (a third of it for one seed), reconstruction 2,
 # registration 0.8. The parts may run beside each other, PARTS=classify in one terminal, PARTS="reconstruct register" in
-# another. Continues where it was stopped. Writes experiments/samplenet/table.md and accuracy.png, nre.png beside it.
+# another. Continues where it was stopped. Writes experiments/samplenet/table.md and accuracy_*.png, nre.png beside it.
 # Shorter:
+#   DATA=shrec16   the classifier on 480 clouds instead of 1,866 (needs shrec16_{train,test}.npz)
 #   SEEDS="0"  SIZES="8 32"  PARTS="classify reconstruct register"
 #   TASK_EPOCHS, SAMPLER_EPOCHS (classification), AE_EPOCHS, AE_SAMPLER_EPOCHS, PCR_EPOCHS, PCR_SAMPLER_EPOCHS (cars),
 #   DEMO_EPOCHS, DEMO_SAMPLER_EPOCHS
@@ -15,6 +16,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
 ROOT=${ROOT:-experiments/samplenet}
+DATA=${DATA:-infomr69}
 SEEDS=${SEEDS:-"0 1 2"}
 SIZES=${SIZES:-"8 16 32 64"}
 PARTS=${PARTS:-"classify reconstruct register"}
@@ -45,22 +47,22 @@ if [[ $PARTS == *classify* ]]; then
     read -ra short <<<"runner.epochs=${SAMPLER_EPOCHS:-60} ${SAMPLER_OPTIONS:-}"
     for seed in $SEEDS; do
         START=(--scratch_model)
-        train pointnet_infomr69 "seed$seed" "$seed" "$epochs"
-        net=$ROOT/pointnet_infomr69/seed$seed/ckpt-best.pth
+        train pointnet_$DATA "seed$seed" "$seed" "$epochs"
+        net=$ROOT/pointnet_$DATA/seed$seed/ckpt-best.pth
         START=(--finetune_model --ckpts "$net")
-        train progressive_infomr69 "seed$seed" "$seed" "${short[@]}"
+        train progressive_$DATA "seed$seed" "$seed" "${short[@]}"
         for m in $SIZES; do
             for plain in random fps; do
-                check classify_infomr69 "$plain-$m-seed$seed" "$seed" "$net" "model.sampler={name: $plain, num_out: $m}"
+                check classify_$DATA "$plain-$m-seed$seed" "$seed" "$net" "model.sampler={name: $plain, num_out: $m}"
             done
-            train classify_infomr69 "snet-$m-seed$seed" "$seed" "${short[@]}" "model.sampler.num_out=$m" \
+            train classify_$DATA "snet-$m-seed$seed" "$seed" "${short[@]}" "model.sampler.num_out=$m" \
                 model.sampler.project=false
-            train classify_infomr69 "samplenet-$m-seed$seed" "$seed" "${short[@]}" "model.sampler.num_out=$m"
-            check progressive_infomr69 "progressive-$m-seed$seed" "$seed" \
-                "$ROOT/progressive_infomr69/seed$seed/ckpt-best.pth" "model.sampler.eval_size=$m"
-            check retrieve_infomr69 "samplenet-$m-seed$seed" "$seed" \
-                "$ROOT/classify_infomr69/samplenet-$m-seed$seed/ckpt-best.pth" "model.sampler.num_out=$m"
-            check retrieve_infomr69 "fps-$m-seed$seed" "$seed" "$net" "model.sampler={name: fps, num_out: $m}"
+            train classify_$DATA "samplenet-$m-seed$seed" "$seed" "${short[@]}" "model.sampler.num_out=$m"
+            check progressive_$DATA "progressive-$m-seed$seed" "$seed" \
+                "$ROOT/progressive_$DATA/seed$seed/ckpt-best.pth" "model.sampler.eval_size=$m"
+            check retrieve_$DATA "samplenet-$m-seed$seed" "$seed" \
+                "$ROOT/classify_$DATA/samplenet-$m-seed$seed/ckpt-best.pth" "model.sampler.num_out=$m"
+            check retrieve_$DATA "fps-$m-seed$seed" "$seed" "$net" "model.sampler={name: fps, num_out: $m}"
         done
     done
 fi

@@ -1,6 +1,6 @@
 """Tables and charts of scripts/reproduce/samplenet.sh: `python scripts/reproduce/samplenet_table.py FOLDER`.
 
-Reads every results.json that is there; FOLDER/table.md, accuracy.png and nre.png are written.
+Reads every results.json that is there; FOLDER/table.md, accuracy_*.png and nre.png are written.
 """
 
 import re
@@ -72,17 +72,25 @@ def whole(root: Path, config: str, metric: str) -> str:
     return cell(values, 2) or "not there"
 
 
+def classification(root: Path, data: str) -> list[str]:
+    """Accuracy, with its chart, and retrieval on one data set; nothing where nothing was run."""
+    lines: list[str] = []
+    accuracy = collect(root, (f"classify_{data}", f"progressive_{data}"), "acc")
+    if accuracy:
+        all_points = whole(root, f"pointnet_{data}", "acc")
+        lines += [f"## Accuracy on {data}, %", "", f"From all 512 points: {all_points}", "", *table(accuracy, 1), ""]
+        chart(accuracy, root / f"accuracy_{data}.png", f"accuracy on {data}", "accuracy, %")
+    precision = collect(root, (f"retrieve_{data}",), "map")
+    if precision:
+        lines += [f"## Retrieval on {data}, macro mAP, %", "", *table(precision, 1), ""]
+    return lines
+
+
 def main() -> None:
     root = Path(sys.argv[1])
     lines = ["# SampleNet", ""]
-    accuracy = collect(root, ("classify_infomr69", "progressive_infomr69"), "acc")
-    if accuracy:
-        all_points = whole(root, "pointnet_infomr69", "acc")
-        lines += ["## Accuracy on infomr69, %", "", f"From all 512 points: {all_points}", "", *table(accuracy, 1), ""]
-        chart(accuracy, root / "accuracy.png", "accuracy on infomr69", "accuracy, %")
-    precision = collect(root, ("retrieve_infomr69",), "map")
-    if precision:
-        lines += ["## Retrieval on infomr69, macro mAP, %", "", *table(precision, 1), ""]
+    for data in ("infomr69", "shrec16"):
+        lines += classification(root, data)
     error = collect(root, ("reconstruct_infomr69",), "nre")
     if error:
         lines += ["## Normalised reconstruction error on infomr69", "", *table(error, 2), ""]
