@@ -102,10 +102,28 @@ INLINE uint32_t bits(Int mask) {  // one bit for each lane that is true
 }
 INLINE uint32_t not_above(Float a, Float limit) { return bits(a <= limit); }
 INLINE uint32_t below(Float a, Float limit) { return bits(a < limit); }
+#if defined(__AVX2__)
+// for every set of lanes their numbers, one after the other
+struct Packing {
+  alignas(64) uint8_t lanes[256][8] = {};
+  constexpr Packing() {
+    for (int which = 0; which < 256; which++)
+      for (int lane = 0, place = 0; lane < 8; lane++)
+        if (which >> lane & 1) lanes[which][place++] = uint8_t(lane);
+  }
+};
+inline constexpr Packing PACKING;
+template <class Element, class Vector>
+INLINE void compact(Element* out, Vector v, uint32_t which) {
+  const __m256i lanes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)PACKING.lanes[which]));
+  _mm256_storeu_si256((__m256i*)out, _mm256_permutevar8x32_epi32((__m256i)v, lanes));
+}
+#else
 template <class Element, class Vector>
 INLINE void compact(Element* out, Vector v, uint32_t which) {
   for (; which; which &= which - 1) *out++ = v[__builtin_ctz(which)];
 }
+#endif
 #endif
 
 template <class Vector>

@@ -63,11 +63,12 @@ def cell_order(coordinates: Tensor, num_cells: int, levels: int) -> Tensor:
     slabs = [0, num_cells]  # where the parts of a level begin, counted in cells
     for level in range(1, levels):
         slabs = split(slabs, levels - level)
-        size = torch.tensor([starts[b] - starts[a] for a, b in pairwise(slabs)], device=order.device)
-        slab = torch.arange(len(size), device=order.device).repeat_interleave(size, output_size=length)  # (N,)
+        slab = torch.zeros(length, device=order.device)  # of every place, counted from 0
+        slab[[starts[cell] for cell in slabs[1:-1]]] = 1
+        slab = slab.cumsum(0).expand_as(order)
         # both sorts keep the order of equals: along the axis, then into slabs again
         within = ops.sort_order(coordinates[..., level].gather(1, order))
-        within = within.gather(1, ops.sort_order(slab[within].float()))
+        within = within.gather(1, ops.sort_order(slab.gather(1, within)))
         order = order.gather(1, within)
     return order
 
