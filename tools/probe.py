@@ -5,6 +5,7 @@ Choices (C, k) are made by cross-validation on the training features, never on t
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -150,16 +151,19 @@ def _unit(x: np.ndarray) -> np.ndarray:
 def _chosen(make, grid: tuple, train: Features, test: Features, protocol: str) -> Score:
     """Fit with the value that wins the cross-validation on the training features; ties go to the smaller value. With
     one cloud in some class there is nothing to cross-validate: the value 1 is used."""
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_score
 
     smallest = int(np.bincount(train.y)[np.unique(train.y)].min())
     value, rule = (grid[0] if len(grid) == 1 else 1), ""
-    if smallest >= 2 and len(grid) > 1:
-        kind = StratifiedKFold if train.groups is None else StratifiedGroupKFold
-        folds = kind(min(FOLDS, smallest), shuffle=True, random_state=0)
-        means = [cross_val_score(make(v), train.x, train.y, cv=folds, groups=train.groups).mean() for v in grid]
-        value, rule = grid[int(np.argmax(means))], f" by {FOLDS}-fold cross-validation on train"
-    accuracy = _percent(make(value).fit(train.x, train.y).predict(test.x), test.y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # so many iterations are part of the protocol
+        if smallest >= 2 and len(grid) > 1:
+            kind = StratifiedKFold if train.groups is None else StratifiedGroupKFold
+            folds = kind(min(FOLDS, smallest), shuffle=True, random_state=0)
+            means = [cross_val_score(make(v), train.x, train.y, cv=folds, groups=train.groups).mean() for v in grid]
+            value, rule = grid[int(np.argmax(means))], f" by {FOLDS}-fold cross-validation on train"
+        accuracy = _percent(make(value).fit(train.x, train.y).predict(test.x), test.y)
     return Score(accuracy, f"{protocol} {value:g}{rule}")
 
 

@@ -120,6 +120,7 @@ def plan(epochs: int, ratios: dict[str, float]) -> list[Arm]:
     half = max(round(epochs / 2), 1)
     return [
         Arm("random", "random", epochs, "random"),
+        Arm("averaged", "random", epochs, "random, weights averaged", ("runner.ema_decay=0.99",)),
         Arm("block", "random", epochs, "block", ("model.mask.name=block",)),
         Arm("sa3d", "sa3d", epochs, "SA3D, equal epochs"),
         Arm("sa3df", "sa3df", epochs, "SA3DF, equal epochs", teacher="random"),

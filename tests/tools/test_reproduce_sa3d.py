@@ -19,7 +19,7 @@ def settings(out: Path) -> Settings:
 def test_equal_time_is_fewer_epochs():
     epochs = {arm.name: arm.epochs for arm in plan(30, RATIOS)}
     assert epochs == {
-        "random": 30, "block": 30, "sa3d": 30, "sa3df": 30, "sa3d-time": 20, "half": 15, "sa3df-time": 8,
+        "random": 30, "averaged": 30, "block": 30, "sa3d": 30, "sa3df": 30, "sa3d-time": 20, "half": 15, "sa3df-time": 8,
     }  # fmt: skip
     assert min(arm.epochs for arm in plan(1, RATIOS)) == 1
 
@@ -57,6 +57,6 @@ def test_the_table(tmp_path):
                 (place / "metrics.jsonl").write_text(json.dumps({"val/rank_acc": 0.7}) + "\n")
     lines = report(chosen, arms, RATIOS).splitlines()
     assert "| random | 30 | 51.0 +- 1.4 | 51.0 +- 1.4 |" in lines
-    assert any(line.startswith("| SA3D, equal time | 20 | 55.0 +- 1.4 (teacher 55.0, ranking 70 %)") for line in lines)
-    assert "| SA3DF, equal time | linear SVM | +6.0 +- 0.0 | +6.0 +- 0.0 |" in lines
+    assert any(line.startswith("| SA3D, equal time | 20 | 56.0 +- 1.4 (teacher 56.0, ranking 70 %)") for line in lines)
+    assert "| SA3DF, equal time | linear SVM | +7.0 +- 0.0 | +7.0 +- 0.0 |" in lines
     assert not any(line.startswith("|  |") for line in lines)
