@@ -13,10 +13,8 @@ class Windows:
     """`take(rows, draws)` reads (b, P, ...); plain indexing reads the first P points of each cloud."""
 
     def __init__(self, flat: np.ndarray, offsets: np.ndarray, num_points: int):
-        self.flat, self.offsets = (
-            np.asarray(flat),
-            offsets,
-        )  # (T, ...) all points one after the other; (n + 1,) where clouds begin
+        # (T, ...) all points one after the other; (n + 1,) where clouds begin
+        self.flat, self.offsets = np.asarray(flat), offsets
         self.shape = (len(offsets) - 1, num_points, *flat.shape[1:])
 
     def __len__(self) -> int:
@@ -37,5 +35,8 @@ class Windows:
             windows = np.moveaxis(np.lib.stride_tricks.sliding_window_view(self.flat, num_points, axis=0), -1, 1)
             taken = windows[np.minimum(begins + starts, len(windows) - 1)]
         for i in np.flatnonzero(starts + num_points > sizes).tolist():  # on at the start of its cloud
-            taken[i] = self.flat[begins[i] + np.arange(starts[i], starts[i] + num_points) % sizes[i]]
+            cloud, first = self.flat[begins[i] : begins[i] + sizes[i]], int(sizes[i] - starts[i])
+            taken[i, :first] = cloud[starts[i] :]
+            rest = num_points - first
+            taken[i, first:] = np.resize(cloud[:rest], (rest, *cloud.shape[1:]))  # small clouds repeat
         return taken

@@ -27,12 +27,14 @@ extern "C" int64_t pointsmith_normalize(const float* points, int64_t batch, int6
         farthest = larger(squared_distance(p.x + i, p.y + i, p.z + i, center), farthest);
       float radius = std::max(std::sqrt(largest_lane(farthest)), 1e-12f);
       if (!all_within(mean, 3)) radius = NONE;  // a broken cloud is broken as a whole
-      for (float* plane : {p.x, p.y, p.z}) {
-        const Float shift = all(mean[plane == p.x ? 0 : plane == p.y ? 1 : 2]), scale = all(radius);
-        for (int64_t i = 0; i < p.padded; i += LANES) store(plane + i, (load(plane + i) - shift) / scale);
-      }
-      float* __restrict to = out + b * n * 3;
-      for (int64_t i = 0; i < n; i++) to[3 * i] = p.x[i], to[3 * i + 1] = p.y[i], to[3 * i + 2] = p.z[i];
+      Float shift[3];  // x, y, z, x, ... as they lie in a cloud
+      for (int i = 0; i < 3 * LANES; i++) shift[i / LANES][i % LANES] = mean[i % 3];
+      const float* from = points + b * n * 3;
+      float* to = out + b * n * 3;
+      int64_t i = 0;
+      for (; i + 3 * LANES <= 3 * n; i += 3 * LANES)
+        for (int v = 0; v < 3; v++) store(to + i + v * LANES, (load(from + i + v * LANES) - shift[v]) / all(radius));
+      for (; i < 3 * n; i++) to[i] = (from[i] - mean[i % 3]) / radius;
     }
   });
   return 0;
