@@ -19,7 +19,8 @@ def settings(out: Path) -> Settings:
 def test_equal_time_is_fewer_epochs():
     epochs = {arm.name: arm.epochs for arm in plan(30, RATIOS)}
     assert epochs == {
-        "random": 30, "averaged": 30, "block": 30, "sa3d": 30, "sa3df": 30, "sa3d-time": 20, "half": 15, "sa3df-time": 8,
+        "random": 30, "averaged": 30, "block": 30, "sa3d": 30, "sa3df": 30, "sa3d-time": 20, "half": 15,
+        "sa3df-time": 8,
     }  # fmt: skip
     assert min(arm.epochs for arm in plan(1, RATIOS)) == 1
 
