@@ -26,6 +26,7 @@ TRANSFORMS = Registry(
         "translate": "datasets.transforms:Translate",
         "center": "datasets.transforms:Center",
         "rotate": "datasets.transforms:Rotate",
+        "rotate_freely": "datasets.transforms:RotateFreely",
         "jitter": "datasets.transforms:Jitter",
         "dropout": "datasets.transforms:Dropout",
         "flip": "datasets.transforms:Flip",

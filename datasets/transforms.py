@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from extensions import ops
+from utils import quaternion
 from utils.errors import UserError
 from utils.random import BatchRandom
 
@@ -114,6 +115,15 @@ class Rotate:
             if key in batch:
                 turned[key] = rotate(batch[key], angle, self.axis)
         return turned
+
+
+class RotateFreely:
+    """Turn by a rotation drawn evenly from all of them: for shapes whose poses mean nothing."""
+
+    def __call__(self, batch: Batch, rng: BatchRandom) -> Batch:
+        turn = F.normalize(rng.normal(len(batch["points"]), 4), dim=1)  # a quaternion on its sphere
+        turned = {key: quaternion.rotate_cloud(turn, batch[key]) for key in ("points", "normals") if key in batch}
+        return {**batch, **turned}
 
 
 class Jitter:

@@ -105,7 +105,7 @@ def plane(num_points: int = 30) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    "name", ["Scale", "Translate", "ScaleTranslate", "Rotate", "Flip", "Normalize", "Center", "Dropout"]
+    "name", ["Scale", "Translate", "ScaleTranslate", "Rotate", "RotateFreely", "Flip", "Normalize", "Center", "Dropout"]
 )
 def test_normals_stay_upright_on_their_plane(name: str) -> None:
     out = ALL[name](plane(), BatchRandom(0))
@@ -127,6 +127,18 @@ def test_rotation(axis: int) -> None:
     torch.testing.assert_close(
         torch.linalg.det(out[:, :3] @ torch.linalg.inv(x[:, :3])), torch.ones(6), rtol=1e-3, atol=0
     )
+
+
+def test_rotations_drawn_evenly() -> None:
+    """Lengths and handedness stay; the angles of even rotations have density (1 - cos a) / pi."""
+    given = {"points": torch.eye(3).repeat(4000, 1, 1)}
+    turn = transforms.RotateFreely()(given, BatchRandom(0))["points"]
+    torch.testing.assert_close(turn @ turn.mT, given["points"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.linalg.det(turn), torch.ones(4000))
+    angle = ((turn.diagonal(dim1=1, dim2=2).sum(1) - 1) / 2).clamp(-1, 1).acos()
+    for share in (0.25, 0.5, 0.75):
+        below = angle.quantile(share)
+        assert float((below - below.sin()) / torch.pi) == pytest.approx(share, abs=0.03)
 
 
 def turn_by(axis: int, angle: float) -> Tensor:
