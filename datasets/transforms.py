@@ -122,8 +122,11 @@ class RotateFreely:
 
     def __call__(self, batch: Batch, rng: BatchRandom) -> Batch:
         turn = F.normalize(rng.normal(len(batch["points"]), 4), dim=1)  # a quaternion on its sphere
-        turned = {key: quaternion.rotate_cloud(turn, batch[key]) for key in ("points", "normals") if key in batch}
-        return {**batch, **turned}
+        turned = dict(batch)
+        for key in ("points", "normals"):
+            if key in batch:
+                turned[key] = quaternion.rotate_cloud(turn, batch[key])
+        return turned
 
 
 class Jitter:

@@ -152,10 +152,12 @@ def measure(args: argparse.Namespace, names: dict[str, Contender]) -> dict[str, 
     """All contenders in turn."""
     context = mp.get_context("spawn")
     pipes: dict[str, Connection] = {}
+    workers: dict[str, mp.process.BaseProcess] = {}
     results: dict[str, Result] = {}
     for name, contender in names.items():
         pipes[name], other = context.Pipe()
-        context.Process(target=worker, args=(other, contender, args), daemon=True).start()
+        workers[name] = context.Process(target=worker, args=(other, contender, args), daemon=True)
+        workers[name].start()
         other.close()  # so that a contender that dies is noticed
         start, loss, flops = pipes[name].recv()
         results[name] = Result(start, loss, flops, [])
@@ -166,6 +168,7 @@ def measure(args: argparse.Namespace, names: dict[str, Contender]) -> dict[str, 
     for name, pipe in pipes.items():
         pipe.send(False)
         results[name].peak = pipe.recv()
+        workers[name].join()  # returning its memory would slow down the products of the next one
     return results
 
 
