@@ -34,7 +34,8 @@ from tools.probe import PROBES, run_probes
 from tools.quantize.check import has_quantization, with_policy
 from tools.quantize.run import QuantizedRun
 from tools.report import results_table, write_report
-from tools.runner import Runner, Stopped
+from tools.runner import Runner
+from tools.signals import Stopped
 from tools.splits import DataSplits
 from tools.sweep import ALL_FOLDS, EPISODE, is_sweep, prefix, start_of, sweep, with_episode
 from tools.tasks.base import Task, evaluating
