@@ -24,6 +24,7 @@ from models.masking import MaskSampler, RandomMask, draw_mask, split_by_mask
 from models.point_m2ae_encoder import HierarchicalEncoder, HierarchicalModel, rename
 from utils.errors import UserError
 from utils.random import BatchRandom
+from utils.schema import Whole
 
 LENGTHS = 16  # packed tokens come in multiples of this
 
@@ -90,7 +91,7 @@ class PointM2AE(HierarchicalModel):
         patch_width: int = 256,
         decoder_dims: Sequence[int] = (384, 192),
         decoder_depths: Sequence[int] = (1, 1),
-        decoder_up_blocks: Sequence[int] = (1,),
+        decoder_up_blocks: Sequence[Whole] = (1,),
         points_per_patch: int | None = None,  # rebuilt points; upstream: the group size of the finest scale
         mask: MaskSampler | None = None,  # default RandomMask(0.8)
         embed: Embed = "all",  # visible_only: hidden patches are not embedded, BatchNorm does not see them
