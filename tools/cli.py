@@ -297,7 +297,7 @@ def save_trained_part(runner: Runner) -> None:
     if is_adapted(runner.model):
         save_adapter(model, runner.config, folder / ADAPTER)
     else:
-        save_trained(model, folder)
+        save_trained(model, folder, runner.experiment.read_json("environment.json")["start"])
 
 
 def labelled(rows: list[dict], selection: str) -> list[dict]:

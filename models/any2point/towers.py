@@ -115,7 +115,7 @@ def timm_tower(model: str, pretrained: bool = True, weights: str | None = None, 
         drop_path_rate,
     )
     fill(tower, state, f"timm {model}")  # also tells whether the blocks are plain ones
-    tower.source = "timm" if pretrained else None
+    tower.source = f"timm {model}" if pretrained else None
     return filled(tower, weights)
 
 
