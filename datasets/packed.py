@@ -16,10 +16,13 @@ share the pages; compressed or chunked ones are read into memory. No file stays 
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 import math
 import os
 import re
+import subprocess
+import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +39,15 @@ MAPPED = ("points", "data", "normals", "seg")  # arrays as long as the data; the
 KEYS = (*MAPPED, "labels", "label", "names", "group", "part_names", "part_category")
 EXTENSIONS = (".npz", ".h5", ".hdf5")
 MOST_COMPRESSION = 1100  # deflate reaches 1032 to 1; damaged sizes are refused before memory is asked for
+PATIENCE = 60  # seconds for the strings of an HDF5 file
+READ_STRINGS = """
+import json, sys
+import h5py
+with h5py.File(sys.argv[1], "r") as file:
+    values = file[sys.argv[2]][()]
+values = values.ravel().tolist() if hasattr(values, "ravel") else [values]
+print(json.dumps([value.decode(errors="replace") for value in values]))
+"""
 MOST_NUMBERED_CLASSES = 65536  # without names, larger labels are ids or damage, not classes
 
 
@@ -166,11 +178,27 @@ def _from_h5(path: Path, file, key: str) -> np.ndarray:
         raise ValueError(f"{dataset.nbytes} bytes promised, more than such a file can hold")
     if dataset.dtype.hasobject and h5py.check_string_dtype(dataset.dtype) is None:
         raise UserError(f"{path}: '{key}' holds {dataset.dtype} objects, not numbers or strings")
+    if dataset.dtype.hasobject:
+        return np.array(_strings(path, key), object).reshape(dataset.shape)
     plain = key in MAPPED and dataset.size and dataset.chunks is None and not dataset.is_virtual
     offset = dataset.id.get_offset() if plain else None
     if offset is None:
         return np.asarray(dataset[()])
     return np.memmap(path, dataset.dtype, "r", offset, dataset.shape)
+
+
+def _strings(path: Path, key: str) -> list[str]:
+    """Strings of any length lie in a heap, and HDF5's library walks a damaged one in circles without end: so another
+    process reads them, which can be stopped."""
+    command = [sys.executable, "-c", READ_STRINGS, str(path), key]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"its strings do not end within {PATIENCE} s") from None
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()
+        raise ValueError(reason[-1] if reason else f"reading its strings ended with code {done.returncode}")
+    return json.loads(done.stdout)
 
 
 def _clouds(

@@ -21,6 +21,7 @@ TOWERS = Registry(
         "audio": "models.any2point.towers:audio_tower",
         "timm": "models.any2point.towers:timm_tower",
     },
+    sizes=True,
 )
 
 MODELS = Registry(
@@ -49,6 +50,7 @@ MODELS = Registry(
         "SampledNetwork": "models.sampled:SampledNetwork",
     },
     parts={"sampler": SAMPLERS, "mask": MASKS, "tower": TOWERS, "attention": ATTENTION, "decoder_attention": ATTENTION},
+    sizes=True,
 )
 MODELS.parts["backbone"] = MODELS
 MODELS.parts["network"] = MODELS  # inside a SampledNetwork

@@ -1,122 +1,32 @@
 """Point-M2AE: masked auto-encoding at several scales (arXiv 2205.14401), the pre-trainer.
 
-Patches of a cloud are merged to patches of patches; the coarsest are hidden, and with them what only they hold at the
-finer scales; an encoder goes from fine to coarse, a decoder back to the second finest scale, whose hidden patches are
-rebuilt. Scale 0 is the finest.
+The coarsest patches are hidden, and with them what only they hold at the finer scales; the encoder goes from fine to
+coarse, a decoder back to the second finest scale, whose hidden patches are rebuilt. Scale 0 is the finest.
 B clouds, N points, S scales, G groups of a scale, K members a group, V visible, M hidden, C channels.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from extensions import ops
 from models.layers.attention import AttentionKind
-from models.layers.hierarchy import (
-    Packed,
-    Scale,
-    back_project,
-    group_scales,
-    hidden_rows,
-    key_bias,
-    leaking_bias,
-    member_mean,
-    pack,
-    put_back,
-    radius_bias,
-    take,
-)
-from models.layers.patch_embed import Embed, PatchEmbed
+from models.layers.hierarchy import Packed, Scale, back_project, hidden_rows, member_mean, pack, put_back, take
+from models.layers.patch_embed import Embed
 from models.layers.propagation import TokenPropagation
-from models.layers.transformer import Blocks, Init, init_trunc_normal, init_xavier, position_embedding, rising_rates
+from models.layers.transformer import Blocks, Init, init_xavier, position_embedding, rising_rates
 from models.masked import View, backbone_key
 from models.masking import MaskSampler, RandomMask, draw_mask, split_by_mask
+from models.point_m2ae_encoder import HierarchicalEncoder, HierarchicalModel, rename
 from utils.errors import UserError
 from utils.random import BatchRandom
+from utils.schema import Whole
 
 LENGTHS = 16  # packed tokens come in multiples of this
-
-
-class HierarchicalEncoder(nn.Module):
-    """Scale by scale: merge the members of every group to a token, then let the tokens of the scale see each other.
-
-    local_radius: tokens see only those closer than this, a radius a scale; 0 is everybody. Not for masked clouds.
-    padding_radius: upstream's slip in masked clouds, see PointM2AE.
-    embed: "visible_only" embeds the visible groups of masked clouds alone, see PointM2AE.
-    norms: a LayerNorm on what leaves each scale (not on what is merged further).
-    """
-
-    def __init__(
-        self,
-        embed_dims: Sequence[int],
-        depths: Sequence[int],
-        num_heads: int,
-        drop_path_rate: float,
-        patch_width: int,
-        init: Init,
-        local_radius: Sequence[float] = (),
-        padding_radius: Sequence[float] = (),
-        norms: bool = True,
-        attention: AttentionKind | None = None,
-        embed: Embed = "all",
-    ):
-        super().__init__()
-        check_lengths(embed_dims=embed_dims, depths=depths, local_radius=local_radius, padding_radius=padding_radius)
-        rates = iter(rising_rates(drop_path_rate, sum(depths)))
-        self.local_radius, self.padding_radius, self.embed = tuple(local_radius), tuple(padding_radius), embed
-        self.token_embed = nn.ModuleList([PatchEmbed(embed_dims[0], patch_width)])
-        for finer, dim in pairwise(embed_dims):
-            self.token_embed.append(PatchEmbed(dim, finer, in_channels=finer, hidden=(finer, dim)))
-        self.pos_embed = nn.ModuleList(position_embedding(dim, dim) for dim in embed_dims)
-        self.stages = nn.ModuleList(
-            Blocks(dim, num_heads, [next(rates) for _ in range(depth)], attention=attention)
-            for dim, depth in zip(embed_dims, depths)
-        )
-        self.norms = nn.ModuleList(nn.LayerNorm(dim) if norms else nn.Identity() for dim in embed_dims)
-        if init == "trunc_normal":
-            self.apply(init_trunc_normal)
-
-    def forward(self, scales: Sequence[Scale], packed: Sequence[Packed] | None = None) -> list[Tensor]:
-        """Tokens of every scale: all (B, G, C), or the packed visible ones (B, L, C)."""
-        tokens, outputs = torch.empty(0), []
-        for i, scale in enumerate(scales):
-            if packed is None:
-                tokens = self.token_embed[i](self._members(i, scale, tokens))
-                tokens = out = self.stages[i](tokens, self.pos_embed[i](scale.center), self._local_bias(i, scale))
-            elif self.embed == "visible_only":
-                place = packed[i].index
-                seen = Scale(take(scale.neighborhood, place), scale.center, take(scale.index, place))
-                out = self._see(i, self.token_embed[i](self._members(i, seen, tokens)), scale, packed[i])
-                tokens = put_back(out.new_zeros(*scale.center.shape[:2], out.shape[-1]), out, packed[i])
-            else:  # hidden groups are embedded too: BatchNorm has been trained on all of them
-                tokens = self.token_embed[i](self._members(i, scale, tokens))
-                out = self._see(i, take(tokens, packed[i].index), scale, packed[i])
-                tokens = put_back(tokens, out, packed[i])
-            outputs.append(self.norms[i](out))
-        return outputs
-
-    def _members(self, i: int, scale: Scale, tokens: Tensor) -> Tensor:
-        """What the groups of a scale are made of: (B, G, K, 3) coordinates, or (B, G, K, C) tokens of the finer."""
-        return scale.neighborhood if i == 0 else take(tokens, scale.index)
-
-    def _see(self, i: int, tokens: Tensor, scale: Scale, packed: Packed) -> Tensor:
-        """The blocks of one scale on packed tokens (B, L, C)."""
-        position, bias = take(scale.center, packed.index), key_bias(packed)
-        if self.padding_radius and packed.padded:
-            outside = ~packed.valid[..., None]
-            tokens, position = tokens.masked_fill(outside, 0), position.masked_fill(outside, 0)
-            bias = leaking_bias(scale.center, packed, self.padding_radius[i])
-        return self.stages[i](tokens, self.pos_embed[i](position), bias)
-
-    def _local_bias(self, i: int, scale: Scale) -> Tensor | None:
-        radius = self.local_radius[i] if self.local_radius else 0
-        return radius_bias(scale.center, radius) if radius > 0 else None
 
 
 class HierarchicalDecoder(nn.Module):
@@ -154,37 +64,6 @@ class HierarchicalDecoder(nn.Module):
         return stages
 
 
-class HierarchicalModel(nn.Module):
-    """What every model on the encoder has: grouping, tokens, one vector a cloud."""
-
-    def __init__(
-        self,
-        encoder: HierarchicalEncoder,
-        num_groups: Sequence[int],
-        group_sizes: Sequence[int],
-        skip_near_origin: bool,
-    ):
-        super().__init__()
-        check_lengths(embed_dims=encoder.stages, num_groups=num_groups, group_sizes=group_sizes)
-        if any(finer < coarser for finer, coarser in pairwise(num_groups)):
-            raise UserError(f"num_groups {tuple(num_groups)} must fall from the finest scale to the coarsest")
-        self.encoder, self.skip_near_origin = encoder, skip_near_origin
-        self.num_groups, self.group_sizes = tuple(num_groups), tuple(group_sizes)
-
-    def group(self, points: Tensor) -> list[Scale]:
-        """(B, N, 3) -> the groups of every scale, finest first."""
-        return group_scales(points, self.num_groups, self.group_sizes, self.skip_near_origin)
-
-    def forward_features(self, points: Tensor) -> Tensor:
-        """(B, N, 3) -> tokens of the coarsest scale (B, G, C), nothing hidden."""
-        return self.encoder(self.group(points))[-1]
-
-    def encode(self, points: Tensor) -> Tensor:
-        """(B, N, 3) -> one vector a cloud (B, C): mean plus maximum over the tokens."""
-        tokens = self.forward_features(points)
-        return tokens.mean(dim=1) + tokens.amax(dim=1)
-
-
 @dataclass(frozen=True)
 class HierarchicalView(View):
     """The rebuilt patches are those of the second finest scale."""
@@ -212,7 +91,7 @@ class PointM2AE(HierarchicalModel):
         patch_width: int = 256,
         decoder_dims: Sequence[int] = (384, 192),
         decoder_depths: Sequence[int] = (1, 1),
-        decoder_up_blocks: Sequence[int] = (1,),
+        decoder_up_blocks: Sequence[Whole] = (1,),
         points_per_patch: int | None = None,  # rebuilt points; upstream: the group size of the finest scale
         mask: MaskSampler | None = None,  # default RandomMask(0.8)
         embed: Embed = "all",  # visible_only: hidden patches are not embedded, BatchNorm does not see them
@@ -374,13 +253,6 @@ def _chosen(patches: Tensor, chosen: Tensor) -> Tensor:
     return take(patches, index).reshape(len(patches), -1, 3)
 
 
-def check_lengths(**per_scale: Sequence | nn.ModuleList) -> None:
-    """One entry a scale in each, or none."""
-    lengths = {name: len(values) for name, values in per_scale.items() if len(values)}
-    if len(set(lengths.values())) > 1:
-        raise UserError(f"one entry a scale is needed in {', '.join(lengths)}, found {list(lengths.values())}")
-
-
 def check_decoder(
     embed_dims: Sequence[int], dims: Sequence[int], depths: Sequence[int], up_blocks: Sequence[int]
 ) -> None:
@@ -393,28 +265,3 @@ def check_decoder(
         )
     if dims[0] != embed_dims[-1]:
         raise UserError(f"decoder_dims must begin with {embed_dims[-1]}, the last of embed_dims, found {dims[0]}")
-
-
-# Keys of the official code, pre-trainer, classifiers and segmenter, and ours. Ours pass unchanged.
-OFFICIAL_NAMES = (
-    (r"^h_encoder\.encoder_blocks\.", "encoder.stages."),
-    (r"^h_encoder\.encoder_pos_embeds\.", "encoder.pos_embed."),
-    (r"^h_encoder\.encoder_norms\.", "encoder.norms."),
-    (r"^h_encoder\.", "encoder."),
-    (r"^h_decoder\.", "decoder.stages."),
-    (r"^decoder_pos_embeds\.", "decoder.pos_embed."),
-    (r"^decoder_norm\.", "decoder.norm."),
-    (r"^token_prop\.(\d+)\.fuse\.net\.", r"decoder.token_prop.\1.fuse."),
-    (r"^token_prop\.(\d+)\.extraction\.operation\.", r"decoder.token_prop.\1.blocks."),
-    (r"^rec_head\.", "head."),
-    (r"^cls_head_finetune\.", "head."),
-    (r"\.first_conv\.", ".first."),
-    (r"\.second_conv\.", ".second."),
-)
-
-
-def rename(key: str) -> str:
-    """An official key in our words."""
-    for pattern, ours in OFFICIAL_NAMES:
-        key = re.sub(pattern, ours, key)
-    return key

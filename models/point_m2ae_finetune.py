@@ -18,7 +18,7 @@ from models.layers.category import category_features
 from models.layers.propagation import FeaturePropagation
 from models.layers.transformer import Init, mlp_head
 from models.masked import backbone_key
-from models.point_m2ae import HierarchicalEncoder, HierarchicalModel, rename
+from models.point_m2ae_encoder import HierarchicalEncoder, HierarchicalModel, rename
 
 LABEL_DIM = 64  # channels that tell a segmenter the category of a cloud
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from extensions import ops
 from models.layers.attention import AttentionKind
+from models.layers.attention.dense import check_heads
 from models.layers.patch_embed import Embed, PatchEmbed
 from models.layers.transformer import Init, Transformer, init_trunc_normal, init_xavier, mlp_head, position_embedding
 from models.masked import View, backbone_key
@@ -111,6 +112,8 @@ class PointMAE(PatchModel):
         self.norm_of_loss: Literal["l1", "l2"] = "l1" if loss == "cdl1" else "l2"
         self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         self.decoder_pos_embed = position_embedding(embed_dim)
+        if decoder_attention is None:
+            check_heads(embed_dim, decoder_num_heads, by="decoder_num_heads")
         self.decoder = Transformer(
             embed_dim, decoder_depth, decoder_num_heads, drop_path_rate=drop_path_rate, attention=decoder_attention
         )

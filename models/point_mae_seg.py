@@ -14,6 +14,7 @@ from models.layers.category import category_features
 from models.layers.propagation import FeaturePropagation
 from models.point_mae import Init, PatchModel, PointEncoder, PointMAEClassifier
 from utils.errors import UserError
+from utils.schema import Whole
 
 
 class PointMAESegmenter(PatchModel):
@@ -30,7 +31,7 @@ class PointMAESegmenter(PatchModel):
         num_group: int = 128,
         group_size: int = 32,
         patch_width: int = 256,
-        layers: list[int] | None = None,  # blocks whose outputs are used; default the ends of the thirds: 3, 7, 11
+        layers: list[Whole] | None = None,  # blocks whose outputs are used; default the ends of the thirds: 3, 7, 11
         local_dim: int = 1024,
         head_dim: int = 512,
         head_dropout: float = 0.5,

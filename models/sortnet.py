@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from extensions import ops
-from models.layers.attention.dense import dense_attention
+from models.layers.attention.dense import check_heads, dense_attention
 from models.layers.category import join_features
 from models.layers.rows import linear_norm, on_rows
 from models.point_transformer import mlp
@@ -31,8 +31,6 @@ class PostNormAttention(nn.Module):
 
     def __init__(self, dim: int, context_dim: int, num_heads: int):
         super().__init__()
-        if dim % num_heads:
-            raise UserError(f"width {dim} is not a multiple of num_heads {num_heads}")
         self.num_heads = num_heads
         self.query = nn.Linear(dim, dim, bias=False)
         self.key = nn.Linear(context_dim, dim, bias=False)
@@ -121,6 +119,9 @@ class SortNetClassifier(nn.Module):
         token_dim: int = 64,
     ):
         super().__init__()
+        check_heads(local_dim, num_heads, "local_dim")
+        check_heads(global_dim, num_heads, "global_dim")
+        check_heads(local_dim, cross_heads, "local_dim", "cross_heads")
         self.extra_channels, self.num_kept, self.num_global = extra_channels, num_kept, num_global
         self.num_features = token_dim
         channels = 3 + extra_channels

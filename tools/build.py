@@ -13,7 +13,7 @@ from models import MODELS
 from models.layers.sync_batchnorm import convert_sync_batchnorm
 from tools import OPTIMIZERS, SCHEDULERS, TASKS
 from tools.adapt import check_entries, key_map
-from tools.frozen import filled
+from tools.frozen import check_frozen, filled
 from tools.optim import parameter_groups
 from tools.quantize.check import check_quantize
 from tools.runner import Runner
@@ -130,6 +130,7 @@ def with_sizes(cfg: Mapping[str, Any], data: DataSplits, where: str = "model") -
 def load_into(model: nn.Module, checkpoint: Mapping[str, Any], path: str, *, whole: bool) -> LoadReport:
     """Weights of ours or of the official code. whole: every tensor must be there (to test a finished model)."""
     weights = weights_in(checkpoint, path)
+    check_frozen(model, checkpoint.get("metadata", {}), path)
     report = load_weights(model, weights, path, key_map(model), may_differ=() if whole else NEW_HEAD)
     if hasattr(model, "after_loading"):
         model.after_loading(report.loaded)  # type: ignore[operator]

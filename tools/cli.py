@@ -6,14 +6,14 @@ import argparse
 import signal
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
 from datasets.transforms import apply_all
-from tools.adapt import ADAPTER, fill_banks, is_adapted, report, save_adapter
+from tools.adapt import fill_banks, is_adapted, report
 from tools.build import (
     build_data,
     build_device,
@@ -27,19 +27,19 @@ from tools.build import (
     set_determinism,
 )
 from tools.experiment import Experiment, config_hash, machine
-from tools.frozen import describe_parameters, frozen_at_random, save_trained
+from tools.frozen import describe_parameters, frozen_at_random
 from tools.mismatch import mismatches, too_few_steps
 from tools.monitor import duration
-from tools.probe import PROBES, run_probes
+from tools.plain_run import PlainRun
 from tools.quantize.check import has_quantization, with_policy
 from tools.quantize.run import QuantizedRun
 from tools.report import results_table, write_report
-from tools.runner import Runner, Stopped
+from tools.runner import Runner
+from tools.signals import Stopped
 from tools.splits import DataSplits
 from tools.sweep import ALL_FOLDS, EPISODE, is_sweep, prefix, start_of, sweep, with_episode
-from tools.tasks.base import Task, evaluating
+from tools.tasks.base import evaluating
 from tools.teacher import resolve_teacher
-from tools.weights import put_weights
 from utils import dist
 from utils.checkpoint import read_checkpoint
 from utils.config import describe_config, load_config, to_plain
@@ -203,14 +203,10 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
     data = build_data(config, device, seed)
     seed_everything(seed)  # the same initial weights in every process
     model, task = build_model(config, data), build_task(config)
-    quantized = QuantizedRun(config, model) if has_quantization(config) else None
+    asked = (QuantizedRun if has_quantization(config) else PlainRun)(config, model)
     start = recorded_start(experiment, args)
-    checkpoint = read_checkpoint(start) if start and (args.ckpts or quantized) else {}
-    loaded: Collection[str] = ()
-    if quantized is not None:
-        weights = [quantized.load(checkpoint, str(start), data, task, device, testing=args.test)]
-    else:
-        weights, loaded = put_weights(args, config, model, checkpoint)
+    checkpoint = read_checkpoint(start) if start and (args.ckpts or asked.from_finished) else {}
+    weights, loaded = asked.load(args, checkpoint, start, data, task, device)
     runner = build_runner(config, model.to(device))
     runner.prepare(
         model,
@@ -225,7 +221,7 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
     )
     num_points = check_first_batch(runner)
     seed_everything(seed, dist.rank())  # dropout and the like differ between processes
-    if args.resume and not (quantized is not None and quantized.searches):
+    if args.resume and asked.resumes:
         weights.append(runner.resume())
     weights += fill_banks(runner.models(), data, runner.autocast)
     experiment.open()  # from here on the run leaves traces
@@ -233,17 +229,12 @@ def run(args: argparse.Namespace, config: dict[str, Any]) -> None:
     announce(experiment, config, data, model, device, weights, tuned)
     trains = not (args.test or args.svm)
     warnings = mismatches(checkpoint, config, num_points, trains)
-    afresh = trains and quantized is None
+    afresh = trains and not asked.from_finished
     warnings += frozen_at_random(model, loaded) if afresh and not args.resume else []
     for line in warnings + (too_few_steps(model, runner.total_epochs * runner.steps) if afresh else []):
         get_logger().warning(f"warning: {line}")
     del checkpoint  # may be large
-    if quantized is not None and quantized.searches and trains:
-        rows = quantized.search(runner, experiment, seed, resume=args.resume)
-    else:
-        rows = work(args, runner, task, data)
-    if quantized is not None and not (quantized.searches and trains):
-        rows = quantized.with_size(rows, experiment)
+    rows = asked.work(args, runner, seed)
     if dist.is_main() and not args.svm:
         task.draw(runner.eval_model(), data, runner.autocast, experiment.folder)
     finish(
@@ -271,36 +262,6 @@ def check_first_batch(runner: Runner) -> int:
             prepared = apply_all(transforms, batch, rng)
             runner.task.losses(runner.eval_model(), prepared, rng)
     return prepared["points"].shape[1]
-
-
-def work(args: argparse.Namespace, runner: Runner, task: Task, data: DataSplits) -> list[dict]:
-    """Train, test or probe; result rows, each with the rule that chose the weights."""
-    if args.svm:
-        return labelled(run_probes(runner.eval_model(), data, runner.autocast, PROBES), "as loaded")
-    if args.test:
-        return labelled(task.conclude(runner.eval_model(), data, runner.autocast), "as loaded")
-    runner.fit()
-    rows = labelled(task.conclude(runner.eval_model(), data, runner.autocast), "last epoch")
-    if runner.best is not None:
-        selection, epoch = runner.load_best()
-        best = labelled(task.conclude(runner.eval_model(), data, runner.autocast), selection)
-        rows += [{**row, "best_epoch": epoch} for row in best]
-    if dist.is_main():
-        save_trained_part(runner)
-    return rows
-
-
-def save_trained_part(runner: Runner) -> None:
-    """Beside a frozen backbone: what was trained, alone."""
-    model, folder = runner.eval_model(), runner.experiment.folder
-    if is_adapted(runner.model):
-        save_adapter(model, runner.config, folder / ADAPTER)
-    else:
-        save_trained(model, folder)
-
-
-def labelled(rows: list[dict], selection: str) -> list[dict]:
-    return [{**row, "selection": selection} for row in rows]
 
 
 def find_experiment(args: argparse.Namespace) -> Experiment:

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from models.peft.apply import OWN
+from utils.checkpoint import tensor_hash
+from utils.errors import UserError
 
 TRAINED = "trained.safetensors"
+
+
+def check_frozen(model: nn.Module, metadata: Mapping[str, str], path: str) -> None:
+    """A trained part works on the frozen part that it was trained on alone."""
+    needed = metadata.get("frozen")
+    if needed is None or not hasattr(model, "frozen_state"):
+        return
+    parts: Any = model
+    here = tensor_hash(parts.frozen_state())
+    if here != needed:
+        raise UserError(
+            f"{path}: trained on the frozen weights {needed} of {metadata.get('frozen_from')}, but these are {here} of "
+            f"{parts.frozen_from or 'no file, at random'}; name the same file in model.tower.weights"
+        )
 
 
 def describe_parameters(model: nn.Module) -> str:
@@ -39,17 +56,19 @@ def filled(model: nn.Module) -> tuple[str, ...]:
     return getattr(model, "filled", ())
 
 
-def save_trained(model: nn.Module, folder: Path) -> None:
-    """All but what the frozen part's own file gives back, where the model tells the two apart."""
-    trained_state = getattr(model, "trained_state", None)
-    if trained_state is None:
+def save_trained(model: nn.Module, folder: Path, start: str) -> None:
+    """All but what the frozen part's own file gives back, where the model tells the two apart; and which frozen part it
+    was trained on. start: what the run began with."""
+    if not hasattr(model, "trained_state"):
         return
     from safetensors.torch import save_file
 
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in trained_state().items()}
+    parts: Any = model
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in parts.trained_state().items()}
+    metadata = {"frozen": tensor_hash(parts.frozen_state()), "frozen_from": parts.frozen_from or start}
     temporary = folder / f".{TRAINED}.{os.getpid()}.tmp"
     try:
-        save_file(tensors, temporary)
+        save_file(tensors, temporary, metadata)
         os.replace(temporary, folder / TRAINED)
     finally:
         temporary.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tools.nonfinite import LeftOut, Taken
 from utils.metrics import Mean
 
 LAG = 4  # steps that may be on their way
@@ -19,43 +20,31 @@ LAG = 4  # steps that may be on their way
 class Sent:
     """What a step leaves behind until it is known whether it was finite."""
 
+    step: Taken
     bad: Tensor  # on the host; to be read once `arrived` has happened
     arrived: torch.cuda.Event | None
-    number: int
-    batches: list[dict[str, Tensor]]
-    losses: list[dict[str, Tensor]]
-    norm: Tensor
 
 
 class Lagged:
-    """`skip` is told of every step that was not finite, `went_well` of every other, in order."""
+    """`left_out` is told of every step in order: whether it went well, or what it was."""
 
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, means: Callable[[], Mean], skip: Callable[[Sent], None], went_well
-    ):
-        self.optimizer, self.means, self.skip, self.went_well = optimizer, means, skip, went_well
+    def __init__(self, optimizer: torch.optim.Optimizer, means: Callable[[], Mean], left_out: LeftOut):
+        self.optimizer, self.means, self.left_out = optimizer, means, left_out
         self.sent: deque[Sent] = deque()
 
     @torch.no_grad()
-    def step(
-        self,
-        norm: Tensor,
-        number: int,
-        batches: list[dict[str, Tensor]],
-        losses: list[dict[str, Tensor]],
-        buffers: Iterable[tuple[Tensor, Tensor]],
-    ) -> None:
+    def step(self, step: Taken, buffers: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Step the optimizer, add the losses to the means and keep the buffers, if the gradient's norm is finite;
         `buffers` are pairs of now and before the step."""
-        bad = ~norm.isfinite()
+        bad = ~step.norm.isfinite()
         optimizer: Any = self.optimizer
         optimizer.found_inf = bad.float()  # a fused optimizer leaves everything as it is where this is 1
         optimizer.step()
         for now, before in buffers:
             now.copy_(torch.where(bad, before, now))
-        for values in losses:
+        for values in step.losses:
             self.means().add({key: value.detach().masked_fill(bad, 0) for key, value in values.items()})
-        self.sent.append(Sent(*self._fetch(bad), number, batches, losses, norm))
+        self.sent.append(Sent(step, *self._fetch(bad)))
         self.hear()
 
     def hear(self, everything: bool = False) -> None:
@@ -68,10 +57,10 @@ class Lagged:
                 first.arrived.synchronize()
             self.sent.popleft()
             if bool(first.bad):
-                self.means().count -= len(first.losses)
-                self.skip(first)
+                self.means().count -= len(first.step.losses)
+                self.left_out.add(first.step)
             else:
-                self.went_well()
+                self.left_out.went_well()
 
     @staticmethod
     def _fetch(bad: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:

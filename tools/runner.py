@@ -7,7 +7,6 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,32 +19,22 @@ from datasets.transforms import apply_all
 from tools import SCHEDULERS
 from tools.experiment import Experiment
 from tools.graphed import GraphedStep
-from tools.lagged import Lagged, Sent, can_lag
+from tools.lagged import Lagged, can_lag
 from tools.monitor import Monitor
+from tools.nonfinite import LeftOut, Taken
 from tools.schedule import progress
+from tools.signals import Signals, Stopped
+from tools.state import RunState
 from tools.tasks.base import Progress
 from utils import dist
-from utils.checkpoint import read_checkpoint, save_checkpoint
-from utils.config import flatten
 from utils.errors import UserError
-from utils.logging import get_logger
 from utils.metrics import Mean
-from utils.random import BatchRandom, global_rng_state, set_global_rng_state
+from utils.random import BatchRandom
 
-# options that may differ when a run is continued
-MAY_CHANGE = tuple(f"runner.{key}" for key in ("epochs", "val_every", "save_every", "max_nonfinite", "compile"))
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Stopped(Exception):
-    """A signal asked the run to end; everything is saved."""
-
-    def __init__(self, message: str, number: int):
-        super().__init__(message)
-        self.signal = number
-
-
-class Runner:
+class Runner(RunState):
     """Train, validate, keep the last and the best checkpoint, continue where an earlier run ended.
 
     select: which weights count at the end. "val": best on validation data; "last": the last epoch;
@@ -80,7 +69,6 @@ class Runner:
         self.val_every, self.save_every, self.select = val_every, save_every, select
         self.max_nonfinite = max_nonfinite
         self.bn_schedule = SCHEDULERS.build(bn_momentum, "runner.bn_momentum") if bn_momentum else None
-        self.log = get_logger()
 
     def prepare(
         self,
@@ -115,11 +103,11 @@ class Runner:
         if self.select == "test" and data.test is None:
             raise UserError("runner.select: 'test', but there is no data.test; name one or select by 'val'")
         self.epoch, self.step = 0, 0
-        self.best: dict[str, Any] | None = None  # value, metric, epoch
-        self.means, self.skipped, self.nonfinite_in_a_row = Mean(), 0, 0
+        self.best = None
+        self.means, self.left_out = Mean(), LeftOut(experiment.folder, self.max_nonfinite, self.precision == "fp16")
         self.lagged = None
         if optimizer is not None and self._nobody_waits() and can_lag(optimizer):
-            self.lagged = Lagged(optimizer, lambda: self.means, self._skip_sent, self._went_well)
+            self.lagged = Lagged(optimizer, lambda: self.means, self.left_out)
 
     def _nobody_waits(self) -> bool:
         """A GPU is never waited for in a step, unless somebody has to know at once how it went."""
@@ -133,7 +121,7 @@ class Runner:
         wrapped = self._wrap()
         monitor = Monitor(self.experiment.folder, self.total_epochs, self.steps, self.epoch)
         try:
-            with self._signals():
+            with Signals() as self.signals:
                 while self.epoch < self.total_epochs:
                     self._train_epoch(wrapped, monitor)
         finally:
@@ -151,7 +139,7 @@ class Runner:
             norm = self._train_step(wrapped, batches)
             self.step += 1
             monitor.step(self.step, lambda norm=norm: self._describe(norm))
-            if dist.any_process(self.signal is not None, self.device):
+            if dist.any_process(self.signals.noted is not None, self.device):
                 self._stop(monitor)
         clouds = (self.steps - first_step) * self.accumulate * self.data.train.batch_size
         self._finish_epoch(monitor, clouds / (time.monotonic() - started), started)
@@ -167,18 +155,14 @@ class Runner:
                 shown.append((self.graphed or self._forward_backward(wrapped))(taken[-1]))
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad or float("inf"))
+        step = Taken(self.epoch + 1, self.step + 1, taken, shown, norm, self.learning_rate)
         if self.lagged is not None:
-            self.lagged.step(norm, self.step + 1, taken, shown, zip(self.model.buffers(), buffers))
+            self.lagged.step(step, zip(self.model.buffers(), buffers))
         elif torch.isfinite(norm):
-            self.scaler.step(self.optimizer)
-            self._went_well()
-            for losses in shown:
-                self.means.add(losses)
-            self.task.after_step(self.model)
-            if self.ema is not None:
-                self.ema.update_parameters(self.model)
+            self._update(shown)
         else:
-            self._skip_step(taken, shown, norm, buffers, self.step + 1)
+            self._put_back(buffers)
+            self.left_out.add(step)
         self.scaler.update()
         if self.graphed is None:
             self.optimizer.zero_grad(set_to_none=True)
@@ -195,11 +179,21 @@ class Runner:
 
         return compute
 
-    def _went_well(self) -> None:
-        self.nonfinite_in_a_row = 0
+    def _update(self, shown: list[dict[str, Tensor]]) -> None:
+        """Change the weights, and all that follows them."""
+        self.scaler.step(self.optimizer)
+        self.left_out.went_well()
+        for losses in shown:
+            self.means.add(losses)
+        self.task.after_step(self.model)
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
 
-    def _skip_sent(self, sent: Sent) -> None:
-        self._skip_step(sent.batches, sent.losses, sent.norm, [], sent.number)
+    @torch.no_grad()
+    def _put_back(self, buffers: list[Tensor]) -> None:
+        """BatchNorm statistics and the like, as they were before the step."""
+        for buffer, before in zip(self.model.buffers(), buffers):
+            buffer.copy_(before)
 
     def _finish_epoch(self, monitor: Monitor, speed: float, started: float) -> None:
         self._hear_all()
@@ -207,8 +201,8 @@ class Runner:
         record: dict[str, Any] = {"epoch": self.epoch, "step": (self.epoch + 1) * self.steps}
         record |= {f"train/{key}": value for key, value in self.means.reduced().items()}
         record |= {"train/lr": self.learning_rate, "train/samples_per_sec": round(speed, 1)}
-        if self.skipped:
-            record["train/skipped_steps"] = self.skipped
+        if self.left_out.number:
+            record["train/skipped_steps"] = self.left_out.number
         self.epoch, self.step, self.means = self.epoch + 1, 0, Mean()
         note = ""
         if self.epoch % self.val_every == 0 or self.epoch == self.total_epochs:
@@ -313,130 +307,13 @@ class Runner:
         """Exchange gradients once a step, not once a batch."""
         return self.shared.no_sync() if accumulating and self.shared is not None else contextlib.nullcontext()
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT set a flag that the loop looks at after each step."""
-        self.signal: int | None = None
-
-        def note(number: int, _frame) -> None:
-            self.signal = number
-
-        old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
-
     def _stop(self, monitor: Monitor) -> None:
         self._hear_all()
         self.save(self.experiment.last)
         monitor.close()
-        number = self.signal or signal.SIGTERM  # another process may have got it
+        number = self.signals.noted or signal.SIGTERM  # another process may have got it
         raise Stopped(
             f"stopped by {signal.Signals(number).name} in epoch {self.epoch + 1}, step {self.step}/{self.steps}; "
             f"everything is saved in {self.experiment.last}; continue with the same command and --resume",
             number,
         )
-
-    def _skip_step(
-        self,
-        batches: list[dict[str, Tensor]],
-        shown: list[dict[str, Tensor]],
-        norm: Tensor,
-        buffers: list[Tensor],
-        number: int,
-    ) -> None:
-        """Leave weights and statistics as they were; keep the clouds for a look; give up after too many in a row."""
-        with torch.no_grad():
-            for buffer, before in zip(self.model.buffers(), buffers):
-                buffer.copy_(before)
-        self.skipped += 1
-        self.nonfinite_in_a_row += 1
-        where = f"epoch {self.epoch + 1}, step {number}"
-        worst = next((losses for losses in shown if not torch.isfinite(losses["loss"])), shown[-1])
-        figures = ", ".join(f"{key} {float(value.detach()):.4g}" for key, value in worst.items())
-        if self.precision == "fp16" and self.nonfinite_in_a_row < self.max_nonfinite:
-            self.log.info(f"{where}: fp16 overflow, step left out and loss scale lowered")
-            return
-        path = self.experiment.folder / f"nonfinite-rank{dist.rank()}.pth"
-        save_checkpoint(path, {key: torch.cat([batch[key] for batch in batches]).cpu() for key in batches[0]})
-        self.log.warning(f"{where}: gradient norm {float(norm)} ({figures}); step left out, the batch is in {path}")
-        if self.nonfinite_in_a_row >= self.max_nonfinite:
-            raise UserError(
-                f"{self.nonfinite_in_a_row} steps in a row were not finite, last at {where} ({figures}, "
-                f"lr {self.learning_rate:.2e}); the batch is in {path}; lower optimizer.lr, set "
-                "runner.clip_grad or use runner.precision fp32"
-            )
-
-    # ---------------------------------------------------------------- state
-
-    def save(self, path: Path) -> None:
-        """Everything that a bit-identical continuation needs."""
-        own = dist.gather_objects({"rng": global_rng_state(), "means": self.means.state()})
-        if not dist.is_main():
-            return
-        save_checkpoint(
-            path,
-            {
-                "format": 1,
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "ema": self.ema.state_dict() if self.ema is not None else None,
-                "epoch": self.epoch,
-                "step": self.step,
-                "skipped": [self.skipped, self.nonfinite_in_a_row],
-                "best": self.best,
-                "device": self.device.type,
-                "rng": self.rng.state(),
-                "processes": own,
-                "config": self.config,
-            },
-        )
-
-    def load_best(self) -> tuple[str, int]:
-        """Put the best weights into the model; says how they were chosen, and their epoch."""
-        state = read_checkpoint(self.experiment.best)
-        self.model.load_state_dict(state["model"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
-        rule = "best on test (optimistic)" if self.select == "test" else "best on val"
-        return rule, state["best"]["epoch"]
-
-    def resume(self) -> str:
-        """Continue from the last checkpoint of the experiment folder; says from where."""
-        state = read_checkpoint(self.experiment.last)
-        if state.get("format") != 1:
-            raise UserError(f"{self.experiment.last}: not a checkpoint of this runner; start from it with --ckpts")
-        made_by = (len(state["processes"]), state["device"])
-        if made_by != (dist.world_size(), self.device.type):
-            raise UserError(
-                f"{self.experiment.last}: made by {made_by[0]} process(es) on {made_by[1]}, now {dist.world_size()} on "
-                f"{self.device.type}; use the same, or start a new run from it with --ckpts"
-            )
-        self._check_unchanged(state["config"])
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
-        self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
-        self.skipped, self.nonfinite_in_a_row = state["skipped"]
-        own = state["processes"][dist.rank()]
-        self.means.set_state(own["means"])
-        self.rng.set_state(state["rng"])
-        set_global_rng_state(own["rng"])
-        return f"continuing at epoch {self.epoch + 1}, step {self.step}"
-
-    def _check_unchanged(self, old: dict[str, Any]) -> None:
-        """Another configuration would be another run; only how long and how often may change."""
-        before, now = (dict(flatten({**config, "device": None})) for config in (old, self.config))
-        for key in [*now, *before]:
-            if before.get(key) != now.get(key) and not (
-                key in MAY_CHANGE or key.endswith((".path", ".root", ".cache"))
-            ):
-                raise UserError(
-                    f"{key}: {now.get(key)} now, but {before.get(key)} in the run to continue; use its "
-                    f"{self.experiment.folder / 'config.yaml'}, or start a new run from it with --ckpts"
-                )

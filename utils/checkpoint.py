@@ -50,9 +50,11 @@ def read_checkpoint(path: str | Path, bare: str | None = None) -> dict[str, Any]
         raise UserError(f"{path}: no such checkpoint" + (f"; beside it: {', '.join(beside[:5])}" if beside else ""))
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+            from safetensors import safe_open
 
-            return {"model": load_file(path)}
+            with safe_open(path, "pt") as file:
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                return {"model": tensors, "metadata": file.metadata() or {}}
         if is_torchscript(path):
             return {"model": read_torchscript(path)}
         with torch.serialization.safe_globals(_numpy_scalars()), warnings.catch_warnings():

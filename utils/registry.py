@@ -16,10 +16,17 @@ class Registry:
 
     entries: name -> "module:attribute", imported on use, so that a broken optional dependency hurts only what needs it.
     parts: option -> registry that builds it: `mask: {name: block}` becomes a mask sampler before the model is built.
+    sizes: the entries are networks, whose sizes are at least 1 (see `check_arguments`).
     """
 
-    def __init__(self, kind: str, entries: Mapping[str, str | Callable], parts: Mapping[str, Registry] | None = None):
-        self.kind = kind
+    def __init__(
+        self,
+        kind: str,
+        entries: Mapping[str, str | Callable],
+        parts: Mapping[str, Registry] | None = None,
+        sizes: bool = False,
+    ):
+        self.kind, self.sizes = kind, sizes
         self.parts = dict(parts or {})
         self._entries: dict[str, str | Callable] = dict(entries)
 
@@ -53,7 +60,7 @@ class Registry:
             if isinstance(args.get(key), Mapping | str):
                 registry.check(_named(args.pop(key)), join(where, key), given)
                 given = (*given, key)
-        check_arguments(target, args, where, what)
+        check_arguments(target, args, where, what, self.sizes)
         check_required(target, (*args, *given), where, what)
 
     def build(self, cfg: Mapping[str, Any], where: str = "", **extra: Any) -> Any:
@@ -75,8 +82,8 @@ class Recipes(Registry):
     """For what is made many times, in sizes that only its maker knows: `build` checks the configuration and returns a
     function of the arguments named in `later`, which are no configuration keys."""
 
-    def __init__(self, kind: str, entries: Mapping[str, str | Callable], later: tuple[str, ...]):
-        super().__init__(kind, entries)
+    def __init__(self, kind: str, entries: Mapping[str, str | Callable], later: tuple[str, ...], sizes: bool = False):
+        super().__init__(kind, entries, sizes=sizes)
         self.later = later
 
     def check(self, cfg: Mapping[str, Any], where: str = "", given: tuple[str, ...] = ()) -> None:

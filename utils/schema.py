@@ -8,10 +8,11 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from utils.errors import UserError
 
+Whole = Annotated[int, "no size"]  # a number that 0 has a meaning for, or that its maker checks more closely
 _NOTHING = object()  # matches only annotations that YAML cannot express
 
 
@@ -32,15 +33,21 @@ def parameters(target: Callable) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in inspect.signature(target).parameters.items() if p.kind not in skipped}
 
 
-def check_arguments(target: Callable, args: Mapping[str, Any], where: str, what: str) -> None:
-    """Raise UserError for the first key of `args` that `target` does not take or that has the wrong type."""
+def check_arguments(target: Callable, args: Mapping[str, Any], where: str, what: str, sizes: bool = False) -> None:
+    """Raise UserError for the first key of `args` that `target` does not take or that has the wrong type.
+
+    sizes: whole numbers are sizes of a network; none can be 0 unless its default is or it is annotated `Whole`.
+    """
     known = parameters(target)
     hints = _type_hints(target)
     for key, value in args.items():
         if key not in known:
             raise UserError(f"{join(where, key)}: {what} has no such option.{hint(key, known)}")
         check_type(value, hints.get(key, Any), join(where, key))
-        check_sign(value, known[key].default, join(where, key))
+        default, hint_of = known[key].default, hints.get(key, Any)
+        if sizes and default != 0 and _is_size(hint_of):
+            check_size(value, join(where, key))
+        check_sign(value, default, join(where, key))
 
 
 def check_sign(value: Any, default: Any, where: str) -> None:
@@ -48,6 +55,13 @@ def check_sign(value: Any, default: Any, where: str) -> None:
     counts = type(value) is int and (default is inspect.Parameter.empty or (type(default) is int and default >= 0))
     if counts and value < 0:
         raise UserError(f"{where}: {value}; use 0 or more")
+
+
+def check_size(value: Any, where: str) -> None:
+    """A whole number or a list of them."""
+    numbers = value if isinstance(value, list | tuple) else [value]
+    if any(type(number) is int and number < 1 for number in numbers):
+        raise UserError(f"{where}: {value}; use at least 1{' each' if numbers is value else ''}")
 
 
 def check_required(target: Callable, given: Iterable[str], where: str, what: str) -> None:
@@ -72,13 +86,22 @@ def join(where: str, key: str) -> str:
 def _type_hints(target: Callable) -> dict[str, Any]:
     function = target.__init__ if inspect.isclass(target) else target
     try:
-        return typing.get_type_hints(function)
+        return typing.get_type_hints(function, include_extras=True)
     except NameError:  # a name imported for type checkers only: no check rather than a wrong one
         return {}
 
 
+def _is_size(expected: Any) -> bool:
+    """Whether an annotation is `int`, or a list of or a choice with it."""
+    if typing.get_origin(expected) in (Annotated, typing.Literal, dict):
+        return False
+    return expected is int or any(_is_size(option) for option in typing.get_args(expected))
+
+
 def _matches(value: Any, expected: Any) -> bool:
     origin, args = typing.get_origin(expected), typing.get_args(expected)
+    if origin is Annotated:
+        return _matches(value, args[0])
     if expected is None or expected is type(None):
         return value is None
     if origin in (typing.Union, types.UnionType):
@@ -107,6 +130,8 @@ def _plain(options: Iterable[Any]) -> list:
 
 def _describe(expected: Any) -> str:
     origin, args = typing.get_origin(expected), typing.get_args(expected)
+    if origin is Annotated:
+        return _describe(args[0])
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_describe(option) for option in _plain(args))
     if origin is typing.Literal:

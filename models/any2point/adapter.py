@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.any2point.cells import CellNorm, Cells, cell_max, cell_mean
-from models.layers.attention.dense import dense_attention
+from models.layers.attention.dense import check_heads, dense_attention
 from models.layers.bottleneck import Bottleneck
-from utils.errors import UserError
 
 
 class LocalAttention(nn.Module):
@@ -22,8 +21,7 @@ class LocalAttention(nn.Module):
 
     def __init__(self, dim: int, inner: int, num_heads: int):
         super().__init__()
-        if inner % num_heads:
-            raise UserError(f"local_dim: {inner} is not a multiple of local_heads {num_heads}")
+        check_heads(inner, num_heads, "local_dim", "local_heads")
         self.inner, self.num_heads = inner, num_heads
         self.norm = nn.LayerNorm(dim)
         self.qkv, self.proj = nn.Linear(dim, 3 * inner), nn.Linear(inner, dim)

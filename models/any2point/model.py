@@ -23,6 +23,7 @@ from models.layers.transformer import mlp_head
 from utils.errors import UserError
 
 Compat = Literal["wrap", "scramble", "empty_cells"]
+FROZEN = ("tower.blocks.", "tower.norm_pre.", "tower.position")
 
 
 class Any2Point(nn.Module):
@@ -141,8 +142,16 @@ class Any2Point(nn.Module):
 
     def trained_state(self) -> dict[str, Tensor]:
         """What the tower's own file does not give back."""
-        frozen = ("tower.blocks.", "tower.norm_pre.", "tower.position")
-        return {key: value for key, value in self.state_dict().items() if not key.startswith(frozen)}
+        return {key: value for key, value in self.state_dict().items() if not key.startswith(FROZEN)}
+
+    def frozen_state(self) -> dict[str, Tensor]:
+        """What it does."""
+        return {key: value for key, value in self.state_dict().items() if key.startswith(FROZEN)}
+
+    @property
+    def frozen_from(self) -> str | None:
+        """The file or the name of the tower's weights."""
+        return self.tower.source
 
     @staticmethod
     def key_map(key: str) -> str | None:

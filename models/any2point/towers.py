@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models.layers.tower import Activation, Tower
 from utils.checkpoint import load_weights, read_checkpoint, weights_in
 from utils.errors import UserError, first_line
+from utils.schema import Whole
 
 
 def text_tower(
@@ -46,7 +47,7 @@ def vision_tower(
     mlp_ratio: float = 4.0,
     grid: Sequence[int] = (37, 37),
     patch: int = 14,
-    prefix: int = 1,
+    prefix: Whole = 1,
     eps: float = 1e-6,
     layer_scale: bool = True,
     activation: Activation = "gelu",
@@ -114,7 +115,7 @@ def timm_tower(model: str, pretrained: bool = True, weights: str | None = None, 
         drop_path_rate,
     )
     fill(tower, state, f"timm {model}")  # also tells whether the blocks are plain ones
-    tower.source = "timm" if pretrained else None
+    tower.source = f"timm {model}" if pretrained else None
     return filled(tower, weights)
 
 

@@ -94,6 +94,36 @@ class Method(nn.Module):
         self._plan.append(act)
 
 
+class TokenMethod(Method):
+    """An adaptation that puts tokens of its own among those of the backbone, and runs the blocks for that.
+
+    class_token: the class token and its position, which no pre-training of Point-MAE gives, are trained as well.
+    """
+
+    def __init__(self, model: nn.Module, class_token: bool = True):
+        super().__init__()
+        self.class_token, self.places, self.carried = class_token, Places(model), PerForward()
+
+    def trains(self, name: str) -> bool:
+        return self.class_token and name in ("cls_token", "cls_pos")
+
+    def take_steps(self, model: nn.Module, step: Callable) -> None:
+        """Run the blocks of every stage by step(number of the stage, ...)."""
+        for number, stage in enumerate(stages_of(model)):
+            self.take_step(stage, partial(step, number))
+
+    def tell_head(self, model: nn.Module) -> bool:
+        """Where the head reads class token and patches, let it read the tokens that `carried["out"]` holds as well."""
+        if not reads_class_and_patches(model):
+            return False
+        self.norm = (final_norm(model),)  # in a tuple: not a part of this module
+        self.wider = WiderHead(self, model, self.for_head)
+        return True
+
+    def for_head(self) -> Tensor:
+        return self.norm[0](self.carried.pop("out")).mean(dim=1)
+
+
 class PerForward(dict):
     """What a forward pass leaves for its later parts. It is no state: a copy starts empty."""
 
@@ -125,8 +155,17 @@ class Places:
         return 0 if self.num_group is None else x.shape[1] - self.num_group
 
 
-def is_class_token(name: str) -> bool:
-    return name in ("cls_token", "cls_pos")
+def final_norm(model: nn.Module) -> nn.Module:
+    """The norm on the tokens that leave the encoder."""
+    last = stages_of(model)[-1]
+    found = getattr(last, "norm", None) or getattr(model, "norm", None) or model.encoder.norms[-1]  # type: ignore[union-attr, index]
+    assert isinstance(found, nn.Module)
+    return found
+
+
+def drawn(*size: int) -> nn.Parameter:
+    """New tokens, positions or places at their published start."""
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(size), std=0.02))
 
 
 def insert(tokens: Tensor, new: Tensor, place: int) -> Tensor:

@@ -6,7 +6,6 @@ B clouds, L tokens, G patches, C channels.
 from __future__ import annotations
 
 import re
-from functools import partial
 from typing import Literal
 
 import torch
@@ -15,12 +14,9 @@ from torch import Tensor, nn
 
 from models.peft.base import (
     Method,
-    PerForward,
-    Places,
-    WiderHead,
+    TokenMethod,
+    final_norm,
     insert,
-    is_class_token,
-    reads_class_and_patches,
     stages_of,
     take_out,
     widen_bias,
@@ -29,7 +25,7 @@ from models.peft.base import (
 from utils.errors import UserError
 
 
-class DAPT(Method):
+class DAPT(TokenMethod):
     """Parallel to the feed-forward network of every block a bottleneck whose output each token scales by itself; the
     mean of its outputs becomes a prompt for the blocks behind. What leaves the norms and linear layers is scaled and
     shifted, channel by channel.
@@ -47,32 +43,24 @@ class DAPT(Method):
         head_prompt: bool = True,
         class_token: bool = True,
     ):
-        super().__init__()
+        super().__init__(model, class_token)
         if rank < 1:
             raise UserError(f"rank: {rank}; use at least 1")
-        self.each, self.class_token, self.places = positions == "each", class_token, Places(model)
-        self.carried = PerForward()
+        self.each, stages = positions == "each", stages_of(model)
         self.stages, self.blocks = nn.ModuleList(), []
-        for number, stage in enumerate(stages_of(model)):
+        for stage in stages:
             adapters = [BlockAdapter(self, block, width_of(stage), rank, dropout) for block in stage.blocks]
             self.stages.append(nn.ModuleList(adapters))
             self.blocks.append(len(adapters))
-            self.take_step(stage, partial(self.step, number))
-        last = stages_of(model)[-1]
-        self.tokens, self.final = ScaleShift(width_of(stages_of(model)[0])), ScaleShift(width_of(last))
+        self.take_steps(model, self.step)
+        self.tokens, self.final = ScaleShift(width_of(stages[0])), ScaleShift(width_of(stages[-1]))
         self.hook(_embedding(model), self.tokens.apply_to)
-        self.norm = (final_norm(model),)  # in a tuple: not a part of this module
-        self.hook(self.norm[0], self.final.apply_to)
-        if head_prompt and reads_class_and_patches(model):
-            self.wider = WiderHead(self, model, self.for_head)
-
-    def trains(self, name: str) -> bool:
-        return self.class_token and is_class_token(name)
+        self.hook(final_norm(model), self.final.apply_to)
+        self.head_reads = head_prompt and self.tell_head(model)
 
     def unused(self) -> list[str]:
         """The prompts of the last blocks, where nothing reads them."""
-        read = hasattr(self, "wider")
-        ends = [(i, n - 1) for i, n in enumerate(self.blocks) if not (read and i + 1 == len(self.blocks))]
+        ends = [(i, n - 1) for i, n in enumerate(self.blocks) if not (self.head_reads and i + 1 == len(self.blocks))]
         return [f"stages.{stage}.{block}.prompt.{kind}" for stage, block in ends for kind in ("scale", "shift")]
 
     def step(
@@ -98,9 +86,6 @@ class DAPT(Method):
         self.carried[stage if index + 1 < self.blocks[stage] else "out"] = prompts
         return x
 
-    def for_head(self) -> Tensor:
-        return self.norm[0](self.carried.pop("out")).mean(dim=1)
-
     def official(self, key: str) -> str:
         return official_name(key)
 
@@ -109,14 +94,6 @@ def _embedding(model: nn.Module) -> nn.Module:
     encoder = model.encoder
     assert isinstance(encoder, nn.Module)
     return encoder.token_embed[0] if hasattr(encoder, "token_embed") else encoder.embed  # type: ignore[return-value, index]
-
-
-def final_norm(model: nn.Module) -> nn.Module:
-    """The norm on the tokens that leave the encoder."""
-    last = stages_of(model)[-1]
-    found = getattr(last, "norm", None) or getattr(model, "norm", None) or model.encoder.norms[-1]  # type: ignore[union-attr, index]
-    assert isinstance(found, nn.Module)
-    return found
 
 
 class ScaleShift(nn.Module):

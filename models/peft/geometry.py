@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from extensions import ops
-from models.layers.attention.dense import dense_attention
-from utils.errors import UserError
+from models.layers.attention.dense import check_heads, dense_attention
 
 TINY = 1e-8  # keeps the weight of a coincident centre finite
 
@@ -50,8 +49,7 @@ class LocalAttention(nn.Module):
 
     def __init__(self, width: int, inner: int, num_heads: int):
         super().__init__()
-        if inner % num_heads:
-            raise UserError(f"inner_dim {inner} is not a multiple of inner_heads {num_heads}")
+        check_heads(inner, num_heads, "inner_dim", "inner_heads")
         self.num_heads, self.inner = num_heads, inner
         self.qkv = nn.Linear(width, 3 * inner, bias=False)
         self.proj = nn.Linear(inner, width)

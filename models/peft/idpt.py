@@ -5,30 +5,16 @@ B clouds, G patches, K neighbours, C channels.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from extensions import ops
-from models.peft.base import (
-    Method,
-    PerForward,
-    Places,
-    WiderHead,
-    insert,
-    is_class_token,
-    reads_class_and_patches,
-    stages_of,
-    take_out,
-    widen_bias,
-    width_of,
-)
+from models.peft.base import TokenMethod, drawn, insert, stages_of, take_out, widen_bias, width_of
 from utils.errors import UserError
 
 
-class IDPT(Method):
+class IDPT(TokenMethod):
     """Before block `layer` (-1: the last) of the last stage, a small graph network makes a prompt of the patch tokens;
     it stands after the class token from there on, and Point-MAE's classifier reads it too.
 
@@ -44,24 +30,16 @@ class IDPT(Method):
         class_token: bool = True,
         train_position: bool = True,
     ):
-        super().__init__()
+        super().__init__(model, class_token)
         stage, width = stages_of(model)[-1], width_of(stages_of(model)[-1])
         depth = len(stage.blocks)
         if not -depth <= layer < depth:
             raise UserError(f"layer: {layer}; there are {depth} blocks")
-        self.layer, self.depth, self.class_token = layer % depth, depth, class_token
-        self.places = Places(model)
+        self.layer, self.depth = layer % depth, depth
         self.network = DynamicPrompt(width, k, num_layers)
-        self.position = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, width), std=0.02), train_position)
-        self.carried = PerForward()
+        self.position = drawn(1, width).requires_grad_(train_position)
         self.take_step(stage, self.step)
-        if reads_class_and_patches(model):
-            norm: Any = stage.norm
-            self.norm = (norm,)  # in a tuple: not a part of this module
-            self.wider = WiderHead(self, model, self.for_head)
-
-    def trains(self, name: str) -> bool:
-        return self.class_token and is_class_token(name)
+        self.tell_head(model)
 
     def step(
         self, index: int, block: nn.Module, x: Tensor, position: Tensor, bias: Tensor | None, special: int = 0
@@ -74,9 +52,6 @@ class IDPT(Method):
         x, prompt = take_out(block(x, widen_bias(bias, 1, place), special + 1), 1, place)
         self.carried["prompt" if index + 1 < self.depth else "out"] = prompt
         return x
-
-    def for_head(self) -> Tensor:
-        return self.norm[0](self.carried.pop("out"))[:, 0]
 
 
 class DynamicPrompt(nn.Module):

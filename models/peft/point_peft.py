@@ -16,20 +16,18 @@ from torch import Tensor, nn
 
 from extensions import ops
 from models.layers.attention.dense import dense_attention
-from models.layers.bottleneck import Bottleneck
 from models.layers.hierarchy import group_scales
 from models.peft.base import (
-    Method,
     PerForward,
-    Places,
+    TokenMethod,
+    drawn,
     insert,
-    is_class_token,
     stages_of,
     take_out,
     widen_bias,
-    width_of,
 )
 from models.peft.geometry import Neighbourhoods, SharedAttention, neighbourhoods, spread
+from models.peft.point_peft_parts import BlockParts, Stage, official_name, one_a_stage
 from models.peft.prior import Extractor, Pooling, retrieve
 from utils.errors import UserError
 
@@ -38,7 +36,7 @@ BIAS = re.compile(r"\.blocks\.\d+\.(norm1|norm2|attn\.proj|mlp\.fc1|mlp\.fc2)\.b
 FINAL_NORM = ("encoder.transformer.norm.", "encoder.norms.", "norm.")
 
 
-class PointPEFT(Method):
+class PointPEFT(TokenMethod):
     """The defaults are the published ScanObjectNN model on Point-MAE; docs/peft.md has those of the other backbones.
 
     prompt_blocks: the first so many blocks of each stage have prompts; null is all. prompts: tokens among the others,
@@ -78,59 +76,47 @@ class PointPEFT(Method):
         leave_one_out: bool = False,
         compat: Sequence[Compat] = (),
     ):
-        super().__init__()
+        super().__init__(model)
         if num_prompts < 3:
             raise UserError(f"num_prompts: {num_prompts}; two places are the bank's summary, so use at least 3")
-        self.number, self.as_keys, self.gated, self.adapter_scale = (
-            num_prompts,
-            prompts == "keys",
-            ffn == "gate",
-            adapter_scale,
-        )
+        self.as_keys, self.gated = prompts == "keys", ffn == "gate"
+        self.number, self.adapter_scale = num_prompts, adapter_scale
         self.propagate, self.center, self.compat = propagate, center, frozenset(compat)
         self.temperature, self.leave_one_out, self.bank_from = temperature, leave_one_out, bank
-        self.places, self.skip = Places(model), bool(getattr(model, "skip_near_origin", False))
+        self.skip = bool(getattr(model, "skip_near_origin", False))
         self.num_groups, self.group_sizes = _groups(model)
         self.prompt_dropout = nn.Dropout(dropout)
-        self.prompt_xyz = None if self.as_keys else nn.Parameter(torch.empty(num_prompts, 3))
-        if self.prompt_xyz is not None:
-            nn.init.trunc_normal_(self.prompt_xyz, std=0.02)
-        stages, self.stages = stages_of(model), nn.ModuleList()
-        declared = "unused_weights" in self.compat
-        inner = _one_a_stage("adapter_dim", adapter_dim, len(stages))
-        outer = inner if outer_dim is None else _one_a_stage("outer_dim", outer_dim, len(stages))
-        for number, stage in enumerate(stages):
-            first: Any = stage.blocks[0]
-            width, depth = width_of(stage), len(stage.blocks)
-            with_prompts = depth if prompt_blocks is None else min(prompt_blocks, depth)
-            options: dict[str, Any] = {
-                "adapter_dim": inner[number],
-                "outer_dim": outer[number],
-                "prior_dim": prior_dim if number + 1 == len(stages) and (bank or declared) else 0,
-                "num_prompts": num_prompts,
-                "num_heads": first.attn.num_heads if self.as_keys else 0,
-                "gate_start": gate_start if self.gated else 0.0,
-                "gated": self.gated,
-                "dropout": dropout,
-                "declare_unused": declared,
-            }
-            blocks = [BlockParts(width, has_prompts=i < with_prompts, **options) for i in range(depth)]
-            shared = SharedAttention(width, inner_dim, inner_heads, pooling)
-            self.stages.append(Stage(shared, blocks))
+        self.prompt_xyz = None if self.as_keys else drawn(num_prompts, 3)
+        stages, declared = stages_of(model), "unused_weights" in self.compat
+        inner = one_a_stage("adapter_dim", adapter_dim, len(stages))
+        outer = inner if outer_dim is None else one_a_stage("outer_dim", outer_dim, len(stages))
+        prior = [0] * (len(stages) - 1) + [prior_dim if bank or declared else 0]
+        shared = partial(SharedAttention, inner=inner_dim, num_heads=inner_heads, pooling=pooling)
+        parts = partial(
+            BlockParts,
+            num_prompts=num_prompts,
+            as_keys=self.as_keys,
+            gated=self.gated,
+            gate_start=gate_start,
+            dropout=dropout,
+            declare_unused=declared,
+        )
+        self.stages = nn.ModuleList(
+            Stage(stage, prompt_blocks, partial(parts, adapter_dim=a, outer_dim=o, prior_dim=p), shared)
+            for stage, a, o, p in zip(stages, inner, outer, prior)
+        )
         self.register_buffer("bank", None, persistent=False)
-        self.extractor = None
-        if bank is not None:
-            how: Pooling = "mean_max" if len(stages) > 1 else "max"
-            self.extractor = Extractor(model, how, query_num_groups, query_group_sizes)
+        how: Pooling = "mean_max" if len(stages) > 1 else "max"
+        groups = query_num_groups, query_group_sizes
+        self.extractor = None if bank is None else Extractor(model, how, *groups)
         self.scene = PerForward()
         own: Any = model.group
         self._group = own
         self.replace(model, "group", self.group)
-        for number, stage in enumerate(stages):
-            self.take_step(stage, partial(self.step, number))
+        self.take_steps(model, self.step)
 
     def trains(self, name: str) -> bool:
-        return BIAS.search(name) is not None or name.startswith(FINAL_NORM) or is_class_token(name)
+        return BIAS.search(name) is not None or name.startswith(FINAL_NORM) or super().trains(name)
 
     def unused(self) -> list[str]:
         names, prompted = [], False
@@ -276,57 +262,6 @@ class PointPEFT(Method):
         return official_name(key)
 
 
-class Stage(nn.Module):
-    def __init__(self, shared: SharedAttention, blocks: Sequence[BlockParts]):
-        super().__init__()
-        self.shared, self.blocks = shared, nn.ModuleList(blocks)
-
-
-class BlockParts(nn.Module):
-    """What Point-PEFT adds to one block."""
-
-    def __init__(
-        self,
-        width: int,
-        has_prompts: bool,
-        adapter_dim: int,
-        outer_dim: int,
-        prior_dim: int,
-        num_prompts: int,
-        num_heads: int,
-        gated: bool,
-        gate_start: float,
-        dropout: float,
-        declare_unused: bool,
-    ):
-        super().__init__()
-        self.has_prompts, self.gated = has_prompts, gated
-        self.inner = Bottleneck(width, adapter_dim, dropout, residual=gated)
-        self.outer = Bottleneck(width, outer_dim, dropout)
-        self.norm = nn.BatchNorm1d(width)
-        self.prompts = self.prior = self.gate = self.key_gate = None
-        if has_prompts or declare_unused:
-            self.prompts = nn.Parameter(nn.init.trunc_normal_(torch.empty(num_prompts, width), std=0.02))
-            self.prior = Bottleneck(width, prior_dim, dropout) if prior_dim else None
-        if gated or declare_unused:
-            self.gate = nn.Parameter(torch.full((1,), float(gate_start)))
-        if has_prompts and num_heads:
-            self.key_gate = nn.Parameter(torch.zeros(1, num_heads, 1, 1))
-
-    def unused(self, with_bank: bool) -> list[str]:
-        idle = [] if self.gated else ["gate"]
-        idle += [] if self.has_prompts else ["prompts"]
-        idle += [] if self.has_prompts and with_bank else ["prior"]
-        return [name for name, _ in self.named_parameters() if name.split(".")[0] in idle]
-
-
-def _one_a_stage(name: str, value: int | Sequence[int], stages: int) -> list[int]:
-    values = [value] * stages if isinstance(value, int) else list(value)
-    if len(values) != stages or min(values) < 1:
-        raise UserError(f"{name}: {value}; one number of at least 1, or {stages}, one a stage")
-    return values
-
-
 def width_of_last(method: PointPEFT) -> int:
     last: Any = method.stages[-1]
     return last.blocks[0].norm.num_features
@@ -347,38 +282,3 @@ def _centers(points: Tensor, numbers: list[int], sizes: list[int], skip: bool) -
         return [scale.center for scale in group_scales(points, numbers, sizes, skip)]
     order = ops.farthest_point_sample(points.detach(), numbers[0], skip_near_origin=skip)
     return [ops.gather_points(points, order)]
-
-
-OFFICIAL_PARTS = {
-    "ad_gate": "gate",
-    "prompt_embeddings": "prompts",
-    "cp_adapter": "prior",
-    "adapter": "inner",
-    "adapter1": "outer",
-    "out_transform.0": "norm",
-    "attn.gate": "key_gate",
-}
-OFFICIAL_SHARED = {"attn1": "attention", "norm3": "norm"}
-OFFICIAL_BACKBONE = (
-    (r"^encoders\.", "encoder.token_embed."),
-    (r"^pos_embeds\.", "encoder.pos_embed."),
-    (r"^blocks\.(\d+)\.blocks\.", r"encoder.stages.\1.blocks."),
-)
-
-
-def official_name(key: str) -> str:
-    """A key of the official code in our words; what is Point-PEFT's own begins with @."""
-    if key == "prompt_cor":
-        return "@prompt_xyz"
-    found = re.match(r"blocks\.(?:(\d+)\.)?(?:blocks\.(\d+)\.)?(.*)", key)
-    if found:
-        stage, block, rest = found[1] or "0", found[2], found[3]
-        table = OFFICIAL_SHARED if block is None else OFFICIAL_PARTS
-        for theirs, ours in table.items():
-            if rest == theirs or rest.startswith(theirs + "."):
-                inner = rest.removeprefix(theirs).replace(".ln1.", ".down.").replace(".ln2.", ".up.")
-                where = f"@stages.{stage}.shared." if block is None else f"@stages.{stage}.blocks.{block}."
-                return f"{where}{ours}{inner}"
-    for pattern, ours in OFFICIAL_BACKBONE:
-        key = re.sub(pattern, ours, key)
-    return key

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers.attention.dense import check_heads
 from models.layers.transformer import Init, Transformer, init_xavier
 
 
@@ -17,6 +18,7 @@ class DifficultyPredictor(nn.Module):
 
     def __init__(self, dim: int, depth: int, num_heads: int, hidden: int, drop_path_rate: float, init: Init):
         super().__init__()
+        check_heads(dim, num_heads, by="predictor_num_heads")
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.decoder = Transformer(dim, depth, num_heads, drop_path_rate=drop_path_rate)
         self.head = nn.Sequential(

@@ -27,6 +27,7 @@ from models.sa3d.predictor import DifficultyPredictor
 from utils.checkpoint import LoadReport, load_weights
 from utils.errors import UserError
 from utils.random import BatchRandom
+from utils.schema import Whole
 
 NO_TEACHER = (
     "teacher: learning features needs a frozen teacher; name a checkpoint of the backbone pre-trained alone "
@@ -68,12 +69,12 @@ class SA3D(nn.Module):
         reconstruction_grad: bool = True,
         reconstruction_weights: Sequence[float] = (1.0, 1000.0),
         distillation_weights: Sequence[float] = (0.0, 0.0),
-        switch_epoch: int = 15,
+        switch_epoch: Whole = 15,
         difficulty_reconstruction: float = 1.0,
         difficulty_distillation: float = 1.0,
         ema_start: float = 0.999,
         ema_end: float = 0.9999,
-        ema_ramp_epochs: int = 100,
+        ema_ramp_epochs: Whole = 100,
         ema_buffers: bool = True,
         init: Init = "trunc_normal",
     ):

@@ -11,4 +11,5 @@ SAMPLERS = Registry(
         "samplenet_progressive": "models.samplers.progressive:ProgressiveSampleNet",
         "ass": "models.samplers.ass:ASSSampler",
     },
+    sizes=True,
 )

@@ -235,7 +235,23 @@ def test_truncated_files_are_refused(tmp_path, name):
             packed(str(path))
 
 
-@pytest.mark.parametrize("name", ["plain.npz", "compressed.npz"])  # HDF5's own library may loop on damaged heaps
+def test_a_heap_without_end_is_refused(tmp_path, monkeypatch):
+    """HDF5's library alone would look for the next string for ever."""
+    path = save(tmp_path / "a.h5", points=POINTS, labels=LABELS, names=NAMES)
+    damaged = bytearray(Path(path).read_bytes())
+    place = damaged.index(b"GCOL") + 16
+    while index := int.from_bytes(damaged[place : place + 2], "little"):  # 0: what is free
+        assert index <= len(NAMES)
+        place += 16 + -(-int.from_bytes(damaged[place + 8 : place + 16], "little") // 8) * 8
+    damaged[place + 8 : place + 16] = bytes(8)
+    Path(path).write_bytes(damaged)
+    monkeypatch.setattr("datasets.packed.PATIENCE", 3)
+    with pytest.raises(UserError, match=r"'names' cannot be read, the file is damaged.*do not end within 3 s") as error:
+        packed(str(path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["plain.npz", "compressed.npz", "fixed.h5"])
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 255)), min_size=1, max_size=6))
 def test_flipped_bytes_give_an_error_or_data(tmp_path, name, flips):

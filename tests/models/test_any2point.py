@@ -120,7 +120,7 @@ def test_bfloat16_leaves_geometry_alone() -> None:
 
 def test_wrong_options() -> None:
     for options, message in (
-        ({"local_heads": 5}, "local_dim: 12 is not a multiple of local_heads 5"),
+        ({"local_heads": 5}, "local_dim 12 is not a multiple of local_heads 5"),
         ({"tower": {"name": "vision", "embed_dim": 20, "depth": 1, "num_heads": 2}}, "width 20 cannot be halved 3"),
         ({"tower": {"name": "visoin"}}, "model.tower.name: unknown tower 'visoin'. Did you mean 'vision'"),
         ({"tower": {"name": "text", "grid": [3, 3]}}, "model.tower.grid: tower 'text' has no such option"),

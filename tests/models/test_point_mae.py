@@ -107,6 +107,25 @@ def test_forward_and_backward(name: str) -> None:
             assert parameter.grad is not None and parameter.grad.isfinite().all(), key
 
 
+SIZES = ("patch_width", "embed_dim", "embed_dims", "depth", "num_heads", "num_group", "group_size", "local_heads")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sizes_that_cannot_be(name: str) -> None:
+    """One line that names the option, whatever the model."""
+    for key in set(SIZES) & set(parameters(MODELS.get(name))):
+        for value in (0, -1):
+            wrong = [value, 8, 8] if key == "embed_dims" else value
+            with pytest.raises(UserError, match=rf"^model\.{key}: .*; use at least 1( each)?$"):
+                MODELS.build({"name": name, **SMALL.get(name, {}), key: wrong}, "model")
+
+
+@pytest.mark.parametrize("key, heads", [("num_heads", 5), ("decoder_num_heads", 7)])
+def test_heads_that_do_not_share(key: str, heads: int) -> None:
+    with pytest.raises(UserError, match=rf"^model: embed_dim 384 is not a multiple of {key} {heads}$"):
+        MODELS.build({"name": "PointMAE", key: heads}, "model")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_same_result_twice_in_eval_mode(name: str) -> None:
     model, points = build(name).eval(), cloud()

@@ -28,7 +28,7 @@ def log_of(config) -> str:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_from_a_file_to_a_tested_model(config) -> None:
+def test_from_a_file_to_a_tested_model(config, capsys) -> None:
     file = config.parent / "tower.safetensors"
     assert run("finetune", config, "--finetune_model", "--ckpts", str(file)) == 0
     assert "at random and will stay so" not in log_of(config)
@@ -48,6 +48,13 @@ def test_from_a_file_to_a_tested_model(config) -> None:
     assert not any(key.startswith(("tower.blocks.", "tower.position")) for key in held) and "tower.cls_token" in held
     assert run("finetune", config, "--test", "--ckpts", str(alone), "--exp_name", "alone", given) == 0
     assert run("finetune", config, "--test", "--ckpts", str(alone), "--exp_name", "without_tower") == 2
+    torch.manual_seed(7)
+    save_file(vision_tower(**SIZES).state_dict(), config.parent / "another.safetensors")
+    other = f"model.tower.weights={config.parent / 'another.safetensors'}"
+    capsys.readouterr()
+    assert run("finetune", config, "--test", "--ckpts", str(alone), "--exp_name", "another", other) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and f"of {file}, but these are" in told and "another.safetensors; name the" in told
     assert run("finetune", config, "--resume", "runner.epochs=3") == 0
 
 

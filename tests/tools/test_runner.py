@@ -72,7 +72,7 @@ def fitted(
     optimizer = torch.optim.SGD(model.parameters(), lr=rate, fused=lagged or None)
     runner.prepare(model, task, data, optimizer, Constant(), experiment, config={}, seed=0)
     if lagged:  # as on a GPU; there the host hears of a step later
-        runner.lagged = Lagged(optimizer, lambda: runner.means, runner._skip_sent, runner._went_well)
+        runner.lagged = Lagged(optimizer, lambda: runner.means, runner.left_out)
     runner.fit()
     return runner
 
@@ -119,7 +119,7 @@ def test_a_step_that_is_not_finite_leaves_no_trace(value, accumulate, tmp_path):
     kept = torch.load(tmp_path / "run/default/nonfinite-rank0.pth", weights_only=True)
     taken = task.batches[2 - accumulate : 2]
     assert torch.equal(kept["points"], torch.cat([batch["points"] for batch in taken]))
-    assert metrics_of(runner.experiment.folder)[0]["train/skipped_steps"] == runner.skipped == 1
+    assert metrics_of(runner.experiment.folder)[0]["train/skipped_steps"] == runner.left_out.number == 1
     assert runner.means.count == 0 and torch.isfinite(
         torch.tensor(metrics_of(runner.experiment.folder)[0]["train/loss"])
     )
@@ -136,7 +136,7 @@ def test_a_step_is_left_out_on_the_device_as_by_the_host(accumulate, tmp_path):
         torch.testing.assert_close(one, other, msg=key)
     figures = [metrics_of(run.experiment.folder)[0] for run in runs]
     assert figures[0]["train/loss"] == pytest.approx(figures[1]["train/loss"])
-    assert runs[0].skipped == runs[1].skipped == 1
+    assert runs[0].left_out.number == runs[1].left_out.number == 1
     kept = [torch.load(tmp_path / name / "run/default/nonfinite-rank0.pth") for name in ("waited", "lagged")]
     assert torch.equal(kept[0]["points"], kept[1]["points"])
 
@@ -151,7 +151,7 @@ def test_too_many_in_a_row_end_the_run(lagged, tmp_path):
     with pytest.raises(UserError, match=r"3 steps in a row.*epoch 1, step 4.*optimizer\.lr"):
         fitted(tmp_path, Regress(spoiled=(2, 3, 4)), batch=6, max_nonfinite=3, lagged=lagged)
     task = Regress(spoiled=(1, 2, 4, 5))  # not in a row
-    assert fitted(tmp_path / "b", task, batch=6, max_nonfinite=3, lagged=lagged).skipped == 4
+    assert fitted(tmp_path / "b", task, batch=6, max_nonfinite=3, lagged=lagged).left_out.number == 4
 
 
 def test_divergence_on_the_command_line(tmp_path, capfd):
@@ -166,7 +166,7 @@ def test_divergence_on_the_command_line(tmp_path, capfd):
 def test_an_empty_mean_is_no_figure(tmp_path):
     """Every step of the epoch was left out."""
     runner = fitted(tmp_path, Regress(spoiled=(1, 2, 3, 4)))
-    assert "train/loss" not in metrics_of(runner.experiment.folder)[0] and runner.skipped == 4
+    assert "train/loss" not in metrics_of(runner.experiment.folder)[0] and runner.left_out.number == 4
 
 
 def test_momentum_of_batch_norm_follows_its_schedule(tmp_path):

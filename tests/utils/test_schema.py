@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import torch
 
 from utils.errors import UserError
 from utils.registry import Registry
-from utils.schema import check_arguments, check_required, check_type, hint
+from utils.schema import Whole, check_arguments, check_required, check_type, hint
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,33 @@ def test_values_that_do_not(value, expected, words):
     with pytest.raises(UserError, match=r"^a\.key: expected ") as error:
         check_type(value, expected, "a.key")
     assert words in str(error.value)
+
+
+def make_net(
+    classes: int,
+    dim: int = 8,
+    dims: Sequence[int] = (4, 2),
+    low: int | None = None,
+    extra: int = 0,
+    after: Whole = 3,
+    layers: list[Whole] | None = None,
+    box: float = 0.5,
+    way: Sequence[float] = (),
+) -> None:
+    """Sizes of a network, then what is none."""
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"classes": 0}, {"dim": 0}, {"dim": -2}, {"dims": [4, 0]}, {"dims": [-1]}, {"low": 0}]
+)
+def test_no_size_of_a_network_is_0(wrong):
+    (key, value), each = next(iter(wrong.items())), " each" if "dims" in wrong else ""
+    with pytest.raises(UserError, match=rf"^x\.{key}: {re.escape(str(value))}; use at least 1{each}$"):
+        check_arguments(make_net, wrong, "x", "net", sizes=True)
+    fine = {"classes": 1, "dims": [], "low": None, "extra": 0, "after": 0, "layers": [0, 1], "box": 0, "way": [-1, 0]}
+    check_arguments(make_net, fine, "x", "net", sizes=True)
+    if value == 0:
+        check_arguments(make_net, wrong, "x", "thing")
 
 
 def build_me(size: int, rate: float = 0.1, **rest: Any) -> tuple:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import argparse
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from models.quant.storage import Sizes, is_packed, save_quantized
 from tools.experiment import Experiment
+from tools.plain_run import PlainRun
 from tools.quantize.search import Search, run_search
 from tools.quantize.section import Quantization, load_quantized, size_note
 from tools.quantize.tune import Tuner
@@ -24,43 +26,49 @@ from utils.logging import get_logger
 FILE = "quantized.safetensors"
 
 
-class QuantizedRun:
-    """What `tools.cli` does besides, where a configuration has the section."""
+class QuantizedRun(PlainRun):
+    """A finished float model is quantized, then trained further, tested, or searched for bits."""
+
+    from_finished = True
 
     def __init__(self, config: dict[str, Any], model: nn.Module):
-        self.config, self.model = config, model
+        super().__init__(config, model)
         self.section = Quantization(**config["quantize"])
         self.search_section = Search(**config["search"]) if "search" in config else None
         self.sizes = Sizes(model, self.section.quantizer)  # of the float network: nothing is quantized yet
         self.packed: str | None = None
-
-    @property
-    def searches(self) -> bool:
-        return self.search_section is not None
+        self.searches = self.search_section is not None
+        self.resumes = not self.searches
 
     def load(
         self,
+        args: argparse.Namespace,
         checkpoint: Mapping[str, Any],
-        path: str,
+        path: str | None,
         data: DataSplits,
         task: Task,
         device: torch.device,
-        *,
-        testing: bool,
-    ) -> str:
-        """Load and quantize; says what was done."""
+    ) -> tuple[list[str], Collection[str]]:
+        """Load and quantize."""
+        path = str(path)
         if self.searches and dist.world_size() > 1:
             raise UserError("search: runs in one process; start it without torchrun")
         self.packed = path if is_packed(path) else None
-        searching = self.searches and not testing
-        return load_quantized(
-            self.model, checkpoint, path, self.section, data, task, device, testing=testing, searching=searching
+        searching = self.searches and not args.test
+        said = load_quantized(
+            self.model, checkpoint, path, self.section, data, task, device, testing=args.test, searching=searching
         )
+        return [said], ()
 
-    def search(self, runner: Runner, experiment: Experiment, seed: int, *, resume: bool) -> list[dict]:
+    def work(self, args: argparse.Namespace, runner: Runner, seed: int) -> list[dict]:
+        if self.searches and not (args.test or args.svm):
+            return self.search(runner, seed, resume=args.resume)
+        return self.with_size(super().work(args, runner, seed), runner.experiment)
+
+    def search(self, runner: Runner, seed: int, *, resume: bool) -> list[dict]:
         assert self.search_section is not None
         epochs = self.search_section.tune_epochs
-        tune = Tuner(runner, self.config, experiment, epochs, seed) if epochs else None
+        tune = Tuner(runner, self.config, runner.experiment, epochs, seed) if epochs else None
         return run_search(
             self.search_section,
             self.section,
@@ -68,7 +76,7 @@ class QuantizedRun:
             runner.task,
             runner.data,
             runner.autocast,
-            experiment,
+            runner.experiment,
             self.config,
             seed,
             resume=resume,

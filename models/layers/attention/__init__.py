@@ -21,4 +21,5 @@ ATTENTION = Recipes(
         "lsh": "models.layers.attention.lsh:LSHAttention",
     },
     later=("dim", "num_heads", "out_dim"),
+    sizes=True,
 )

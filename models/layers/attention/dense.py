@@ -19,8 +19,7 @@ class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int = 6, out_dim: int | None = None, qkv_bias: bool = False):
         super().__init__()
         width = dim if out_dim is None else out_dim
-        if width % num_heads:
-            raise UserError(f"embed_dim {width} is not a multiple of num_heads {num_heads}")
+        check_heads(width, num_heads)
         self.num_heads, self.width = num_heads, width
         self.qkv = nn.Linear(dim, 3 * width, bias=qkv_bias)
         self.proj = nn.Linear(width, width)
@@ -31,6 +30,12 @@ class Attention(nn.Module):
         qkv = self.qkv(x).reshape(batch, length, 3, self.num_heads, self.width // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, L, C / H)
         return self.proj(dense_attention(query, key, value, bias).transpose(1, 2).reshape(batch, length, self.width))
+
+
+def check_heads(width: int, num_heads: int, of: str = "embed_dim", by: str = "num_heads") -> None:
+    """Every head has the same number of channels; `of` and `by` are the options' names."""
+    if width % num_heads:
+        raise UserError(f"{of} {width} is not a multiple of {by} {num_heads}")
 
 
 def dense_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:

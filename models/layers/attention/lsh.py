@@ -23,6 +23,7 @@ from models.layers.attention.windows import (
     nearness,
     take,
 )
+from utils.schema import Whole
 
 DECAY = 0.4
 DEPTH = 48  # channels that enter a similarity value; the weight of later ones is below 1e-10
@@ -40,7 +41,7 @@ class LSHAttention(nn.Module):
         dim: int,
         num_heads: int = 6,
         out_dim: int | None = None,
-        window: int = 9,
+        window: Whole = 9,
         restore: Literal["first", "none"] = "first",
         recompute: bool = False,
     ):

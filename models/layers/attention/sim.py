@@ -26,6 +26,7 @@ from models.layers.attention.windows import (
     take,
 )
 from utils.errors import UserError
+from utils.schema import Whole
 
 Restore = Literal["first", "per_head", "none"]
 Projections = Literal["fixed", "per_step", "per_call"]
@@ -54,7 +55,7 @@ class SimAttention(nn.Module):
         d_low: int | None = None,  # default dim // num_heads, at least 8
         k_heads: int = 4,  # orders
         n_proj: int = 16,  # directions, of which the k_heads of largest variance make the orders
-        window: int = 9,
+        window: Whole = 9,
         restore: Restore = "first",
         projections: Projections = "fixed",
         recompute: bool = False,
