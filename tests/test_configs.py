@@ -57,7 +57,8 @@ def data_root(tmp_path, monkeypatch) -> Path:
     for part in ("train", "test"):
         points = rng.normal(size=(32, 64, 3)).astype(np.float32)
         labels = np.arange(32) % 4
-        write_packed(root / f"infomr69_{part}.npz", points, labels, list("abcd"))
+        for name in ("infomr69", "shrec16"):
+            write_packed(root / f"{name}_{part}.npz", points, labels, list("abcd"))
         seg, names = np.tile(labels[:, None], (1, 64)), list("wxyz")
         path = root / f"lpsb19_seg_{part}.npz"
         write_packed(path, points, labels, list("abcd"), seg=seg, part_names=names, part_category=range(4))
