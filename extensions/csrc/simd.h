@@ -67,6 +67,8 @@ INLINE void compact(float* out, Float v, uint32_t which) {
 INLINE void compact(int32_t* out, Int v, uint32_t which) {
   _mm512_storeu_si512(out, _mm512_maskz_compress_epi32((__mmask16)which, (__m512i)v));
 }
+// the same for first, first + 1 and so on
+INLINE void compact_lanes(int32_t* out, int32_t first, uint32_t which) { compact(out, iota() + first, which); }
 #else
 // the lanes behind the middle in front, and so on: log2(LANES) steps
 template <int DISTANCE, class Vector>
@@ -118,10 +120,16 @@ INLINE void compact(Element* out, Vector v, uint32_t which) {
   const __m256i lanes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)PACKING.lanes[which]));
   _mm256_storeu_si256((__m256i*)out, _mm256_permutevar8x32_epi32((__m256i)v, lanes));
 }
+INLINE void compact_lanes(int32_t* out, int32_t first, uint32_t which) {
+  store(out, (Int)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)PACKING.lanes[which])) + first);
+}
 #else
 template <class Element, class Vector>
 INLINE void compact(Element* out, Vector v, uint32_t which) {
   for (; which; which &= which - 1) *out++ = v[__builtin_ctz(which)];
+}
+INLINE void compact_lanes(int32_t* out, int32_t first, uint32_t which) {
+  for (; which; which &= which - 1) *out++ = first + __builtin_ctz(which);
 }
 #endif
 #endif
