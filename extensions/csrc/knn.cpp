@@ -174,34 +174,37 @@ int64_t Neighbours::scan(const Point query, Scratch& s) const {
 
 int64_t Neighbours::scan_buckets(const Point query, Scratch& s) const {
   const Buckets<LEAF>& b = *buckets_;
-  const Planes& p = b.points;
+  const float *x = b.points.x, *y = b.points.y, *z = b.points.z;
+  const int32_t* original = b.original;
+  const int64_t padded = b.padded;
   float *distance = s.distance, *found = s.found;
   int32_t* indices = s.index;
   Float closest = all(INF);
-  for (int64_t i = 0; i < b.padded; i += LANES) {
+  for (int64_t i = 0; i < padded; i += LANES) {
     const Float d = b.box_distance(i, query, query);
     store(distance + i, d);
     closest = smaller(d, closest);
   }
-  std::fill(distance + b.leaves, distance + b.padded, NONE);  // nothing is in those
+  std::fill(distance + b.leaves, distance + padded, NONE);  // nothing is in those
 
   // the nearest boxes first, until there are k points to give a limit; then those within part of it; then the rest
   int64_t count = 0;
   float limit = INF, reach = smallest_lane(closest);
   for (bool last = false; !last;) {
-    float next = INF;
-    for (int64_t i = 0; i < b.padded; i += LANES) {
+    Float farther = all(INF);
+    for (int64_t i = 0; i < padded; i += LANES) {
       const Float d = load(distance + i);
       const uint32_t near = not_above(d, all(reach));
       for (uint32_t rest = near; rest; rest &= rest - 1) {
         const int64_t first = (i + __builtin_ctz(rest)) * LEAF;
         distance[i + __builtin_ctz(rest)] = NONE;
         for (int64_t j = first; j < first + LEAF; j += LANES)
-          count = keep(squared_distance(p.x + j, p.y + j, p.z + j, query), load(b.original + j), all(limit), found,
-                       indices, count);
+          count = keep(squared_distance(x + j, y + j, z + j, query), load(original + j), all(limit), found, indices,
+                       count);
       }
-      if (limit == INF) next = std::min(next, smallest_lane(d > all(reach) ? d : all(INF)));
+      farther = smaller(d > all(reach) ? d : all(INF), farther);
     }
+    const float next = smallest_lane(farther);
     const bool first_limit = limit == INF && count >= k_;
     last = reach >= limit || (limit == INF && !first_limit && next == INF);
     if (first_limit || count > k_ + SLACK) limit = tighten(found, indices, count, k_, limit);
