@@ -7,7 +7,7 @@ namespace {
 constexpr float FAR = 1e10f;          // distance to the empty set, as in pointnet2_ops
 constexpr float BROKEN = 1e18f;       // where points that are not finite go: they move no minimum there
 constexpr double NEAR_ORIGIN = 1e-3;  // squared norm of what pointnet2_ops takes for padding
-constexpr int LEAF = 32;
+constexpr int LEAF = 32, BLOCK = 4 * LANES;
 constexpr int64_t BUCKETS_FROM_POINTS = 8192, BUCKETS_FROM_SAMPLES = 512;
 
 // The farthest of each lane, and of all: the largest distance, the lowest index among equals.
@@ -15,10 +15,6 @@ struct Farthest {
   Float value = all(-2.f);
   Int index = all(NO_INDEX);
 
-  INLINE void take(Farthest& best, Float value, Int index) {  // indices ascend from call to call
-    best.index = value > best.value ? index : best.index;
-    best.value = larger(value, best.value);
-  }
   INLINE void take_any(Farthest& best, Float value, Int index) {
     const Int first = (value > best.value) | ((value == best.value) & (index < best.index));
     best.index = first ? index : best.index;
@@ -40,22 +36,29 @@ void prepare(const float* cloud, Planes& p, bool skip_near_origin, float* closes
   }
 }
 
-int32_t step(const Planes& p, float* closest, const Point center) {
+// The bits of floats that are not negative sort like the floats, a NaN behind all, and compare on more units than floats;
+// -1 comes before all. First the highest block of every lane, then the point in it: an index a block, not a vector.
+INLINE int32_t step(const Planes& p, float* closest, const Point center) {
   const float *x = p.x, *y = p.y, *z = p.z;
   const int64_t padded = p.padded;
-  Farthest even, odd;  // two chains of dependent instructions run side by side
-  Int index = iota();
-  for (int64_t i = 0, j = LANES; i < padded; i += 2 * LANES, j += 2 * LANES) {
-    const Float d = smaller(squared_distance(x + i, y + i, z + i, center), load(closest + i));
-    const Float e = smaller(squared_distance(x + j, y + j, z + j, center), load(closest + j));
-    store(closest + i, d);
-    store(closest + j, e);
-    Farthest::take(even, d, index);
-    Farthest::take(odd, e, index);
-    index += 2 * LANES;
+  Int most = all(std::numeric_limits<int32_t>::min()), block = all(NO_INDEX);
+  for (int64_t i = 0; i < padded; i += BLOCK) {
+    Int far[BLOCK / LANES];
+#pragma GCC unroll 4
+    for (int v = 0; v < BLOCK / LANES; v++) {
+      const int64_t j = i + v * LANES;
+      far[v] = smaller((Int)squared_distance(x + j, y + j, z + j, center), (Int)load(closest + j));
+      store(closest + j, (Float)far[v]);
+    }
+    const Int farthest = larger(larger(far[0], far[1]), larger(far[2], far[3]));
+    block = farthest > most ? all(int32_t(i)) : block;
+    most = larger(farthest, most);
   }
-  Farthest::take_any(even, odd.value, odd.index + LANES);
-  return Farthest::winner(even);
+  const Int value = all(largest_lane(most));
+  const int32_t first = smallest_lane(most == value ? block : all(NO_INDEX));
+  uint64_t which = 0;
+  for (int v = BLOCK / LANES; v-- > 0;) which = which << LANES | bits((Int)load(closest + first + v * LANES) == value);
+  return first + __builtin_ctzll(which);
 }
 
 // The same steps with the points in buckets: `reach` is the largest distance in a bucket, `candidate` its owner.
@@ -103,7 +106,8 @@ class BucketSampler {
 
 template <class Step>
 void run(const Planes& p, int64_t count, int64_t start, const float* mean, int64_t* chosen, Step step) {
-  int64_t last = mean ? step(Point(mean)) : start;
+  const bool finite = mean && all_within(mean, 3);
+  int64_t last = mean ? step(finite ? Point(mean) : Point(NONE, NONE, NONE)) : start;
   for (int64_t s = 0; s < count; s++) {
     chosen[s] = last;
     if (s + 1 < count) last = step(Point(p.x[last], p.y[last], p.z[last]));
@@ -129,7 +133,7 @@ extern "C" int64_t pointsmith_farthest_point_sample(const float* points, const f
                                                  int64_t count, int64_t start, int64_t skip_near_origin,
                                                  int64_t* chosen, int64_t threads) {
   parallel(batch, threads, [&](int64_t begin, int64_t end) {
-    Planes planes(n, 2 * LANES);
+    Planes planes(n, BLOCK);
     for (int64_t b = begin; b < end; b++)
       sample(points + b * n * 3, planes, count, start, means ? means + b * 3 : nullptr, skip_near_origin,
              chosen + b * count);

@@ -57,6 +57,7 @@ INLINE Float larger(Float a, Float b) { return (Float)_mm512_max_ps((__m512)a, (
 INLINE float smallest_lane(Float a) { return _mm512_reduce_min_ps((__m512)a); }
 INLINE float largest_lane(Float a) { return _mm512_reduce_max_ps((__m512)a); }
 INLINE int32_t smallest_lane(Int a) { return _mm512_reduce_min_epi32((__m512i)a); }
+INLINE int32_t largest_lane(Int a) { return _mm512_reduce_max_epi32((__m512i)a); }
 INLINE uint32_t bits(Int mask) { return _mm512_movepi32_mask((__m512i)mask); }
 INLINE uint32_t not_above(Float a, Float limit) { return _mm512_cmp_ps_mask((__m512)a, (__m512)limit, _CMP_LE_OQ); }
 INLINE uint32_t below(Float a, Float limit) { return _mm512_cmp_ps_mask((__m512)a, (__m512)limit, _CMP_LT_OQ); }
@@ -86,7 +87,8 @@ INLINE auto smallest_lane(Vector a) {
   a = smaller(moved<2>(a), a);
   return smaller(moved<1>(a), a)[0];
 }
-INLINE float largest_lane(Float a) {
+template <class Vector>
+INLINE auto largest_lane(Vector a) {
   if (LANES > 4) a = larger(moved<LANES / 2>(a), a);
   a = larger(moved<2>(a), a);
   return larger(moved<1>(a), a)[0];
