@@ -10,21 +10,6 @@ constexpr double NEAR_ORIGIN = 1e-3;  // squared norm of what pointnet2_ops take
 constexpr int LEAF = 32, BLOCK = 4 * LANES;
 constexpr int64_t BUCKETS_FROM_POINTS = 8192, BUCKETS_FROM_SAMPLES = 512;
 
-// The farthest of each lane, and of all: the largest distance, the lowest index among equals.
-struct Farthest {
-  Float value = all(-2.f);
-  Int index = all(NO_INDEX);
-
-  INLINE void take_any(Farthest& best, Float value, Int index) {
-    const Int first = (value > best.value) | ((value == best.value) & (index < best.index));
-    best.index = first ? index : best.index;
-    best.value = larger(value, best.value);
-  }
-  INLINE int32_t winner(const Farthest& best) {
-    return smallest_lane(best.value == all(largest_lane(best.value)) ? best.index : all(NO_INDEX));
-  }
-};
-
 // Move broken points away and set the first distances: FAR for candidates, -1 for what is never chosen.
 void prepare(const float* cloud, Planes& p, bool skip_near_origin, float* closest) {
   p.fill(cloud);
@@ -61,53 +46,63 @@ INLINE int32_t step(const Planes& p, float* closest, const Point center) {
   return first + __builtin_ctzll(which);
 }
 
-// The same steps with the points in buckets: `reach` is the largest distance in a bucket, `candidate` its owner.
+// The same steps with the points in buckets: `reach` is the largest distance in a bucket.
 class BucketSampler {
  public:
   BucketSampler(const Planes& p, const float* closest)
-      : buckets_(p.n), closest_(buckets_.points.padded), reach_(buckets_.padded), candidate_(buckets_.padded) {
+      : buckets_(p.n), closest_(buckets_.points.padded), reach_(buckets_.padded) {
     buckets_.fill(p);
     for (int64_t i = 0; i < buckets_.points.padded; i++)
       closest_[i] = buckets_.original[i] == NO_INDEX ? -1.f : closest[buckets_.original[i]];
     std::fill_n(+reach_, buckets_.padded, -1.f);
-    std::fill_n(+candidate_, buckets_.padded, NO_INDEX);
-    for (int64_t b = 0; b < buckets_.leaves; b++) update(b, Point(NONE, NONE, NONE));
+    for (int64_t b = 0; b < buckets_.leaves; b++) update(b, Point(INF, INF, INF));
   }
 
-  int32_t step(const Point& center) {
-    Farthest best;
+  int32_t step(const Point center) {
+    Int most = all(std::numeric_limits<int32_t>::min());
     for (int64_t b = 0; b < buckets_.padded; b += LANES) {
       for (uint32_t hit = below(buckets_.box_distance(b, center, center), load(reach_ + b)); hit; hit &= hit - 1)
         update(b + __builtin_ctz(hit), center);
-      Farthest::take_any(best, load(reach_ + b), load(candidate_ + b));
+      most = larger((Int)load(reach_ + b), most);
     }
-    return Farthest::winner(best);
+    return lowest_at(all(largest_lane(most)));
   }
 
  private:
-  INLINE void visit(const Planes& p, float* closest, int64_t i, const Point& center, const int32_t* original,
-                    Farthest& best) {
-    const Float d = smaller(squared_distance(p.x + i, p.y + i, p.z + i, center), load(closest + i));
-    store(closest + i, d);
-    Farthest::take_any(best, d, load(original + i));
+  void update(int64_t b, const Point center) {
+    const Planes& p = buckets_.points;
+    Int most = all(std::numeric_limits<int32_t>::min());
+    for (int64_t i = b * LEAF; i < (b + 1) * LEAF; i += LANES) {
+      const Float d = squared_distance(p.x + i, p.y + i, p.z + i, center);
+      const Int nearer = smaller((Int)d, (Int)load(closest_ + i));
+      store(closest_ + i, (Float)nearer);
+      most = larger(nearer, most);
+    }
+    const int32_t reach = largest_lane(most);
+    std::memcpy(reach_ + b, &reach, sizeof reach);
   }
-  void update(int64_t b, const Point& center) {
-    Farthest best;
-    for (int64_t i = b * LEAF; i < (b + 1) * LEAF; i += LANES)
-      visit(buckets_.points, closest_, i, center, buckets_.original, best);
-    reach_[b] = largest_lane(best.value);
-    candidate_[b] = Farthest::winner(best);
+  // The lowest index in the cloud among the points at that distance.
+  int32_t lowest_at(Int distance) const {
+    Int lowest = all(NO_INDEX);
+    for (int64_t b = 0; b < buckets_.padded; b += LANES)
+      for (uint32_t hit = bits((Int)load(reach_ + b) == distance); hit; hit &= hit - 1) {
+        const int64_t first = (b + __builtin_ctz(hit)) * LEAF;
+        for (int64_t i = first; i < first + LEAF; i += LANES) {
+          const Int index = load(buckets_.original + i);
+          lowest = smaller((Int)load(closest_ + i) == distance ? index : all(NO_INDEX), lowest);
+        }
+      }
+    return smallest_lane(lowest);
   }
 
   Buckets<LEAF> buckets_;
   Array<float> closest_, reach_;
-  Array<int32_t> candidate_;
 };
 
 template <class Step>
 void run(const Planes& p, int64_t count, int64_t start, const float* mean, int64_t* chosen, Step step) {
   const bool finite = mean && all_within(mean, 3);
-  int64_t last = mean ? step(finite ? Point(mean) : Point(NONE, NONE, NONE)) : start;
+  int64_t last = mean ? step(finite ? Point(mean) : Point(INF, INF, INF)) : start;
   for (int64_t s = 0; s < count; s++) {
     chosen[s] = last;
     if (s + 1 < count) last = step(Point(p.x[last], p.y[last], p.z[last]));
