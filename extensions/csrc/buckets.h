@@ -3,8 +3,6 @@
 // Rounding is monotonic, so the distance to a box, computed in the same steps as that to a point, never exceeds the
 // computed distance to a point inside: leaving boxes out by it is exact, to the bit.
 #pragma once
-#include <vector>
-
 #include "common.h"
 
 template <int LEAF>  // a multiple of LANES
@@ -22,7 +20,8 @@ struct Buckets {
         boxes(6 * padded) {}
 
   void fill(const Planes& cloud) {
-    const std::vector<uint32_t> order = curve(cloud);
+    Array<uint32_t> order(cloud.n);
+    sort(cloud, order);
     for (int64_t i = 0; i < points.padded; i++) {
       const bool real = i < cloud.n;
       const int64_t j = real ? order[i] : 0;
@@ -55,14 +54,15 @@ struct Buckets {
   INLINE Float gap(Float above, Float below) { return larger(above, larger(below, Float{})); }
 
  private:
-  static uint32_t spread(uint32_t v) {  // the ten low bits, two zeros between each
+  INLINE Int spread(Int v) {  // the ten low bits, two zeros between each
     v = (v | (v << 16)) & 0x030000FF;
     v = (v | (v << 8)) & 0x0300F00F;
     v = (v | (v << 4)) & 0x030C30C3;
     return (v | (v << 2)) & 0x09249249;
   }
 
-  static std::vector<uint32_t> curve(const Planes& cloud) {
+  // Place on the curve of every point, in 30 bits.
+  static void places(const Planes& cloud, int32_t* place) {
     const float* planes[3] = {cloud.x, cloud.y, cloud.z};
     float low[3], width = 0;
     for (int axis = 0; axis < 3; axis++) {
@@ -74,26 +74,35 @@ struct Buckets {
       low[axis] = smallest_lane(least);
       width = std::max(width, largest_lane(most) - low[axis]);
     }
-    const float scale = 1023.f / std::max(width, 1e-30f);
-    std::vector<uint32_t> key(cloud.n), order(cloud.n), key2(cloud.n), order2(cloud.n);
-    for (int64_t i = 0; i < cloud.n; i++) {
-      uint32_t code = 0;
+    const Float scale = all(1023.f / std::max(width, 1e-30f));
+    for (int64_t i = 0; i < cloud.padded; i += LANES) {
+      Int code{};
       for (int axis = 0; axis < 3; axis++) {
-        const float cell = (planes[axis][i] - low[axis]) * scale;
-        code |= spread(cell > 0 ? uint32_t(std::min(cell, 1023.f)) : 0) << axis;  // a NaN goes to cell 0
+        const Float cell = (load(planes[axis] + i) - all(low[axis])) * scale;
+        const Float inside = smaller(larger(cell, Float{}), all(1023.f));  // a NaN goes to cell 0
+        code |= spread(__builtin_convertvector(inside, Int)) << axis;
       }
-      key[i] = code, order[i] = uint32_t(i);
+      store(place + i, code);
     }
-    for (int shift = 0; shift < 30; shift += 10) {  // radix sort
-      uint32_t start[1025] = {0};
-      for (int64_t i = 0; i < cloud.n; i++) start[((key[i] >> shift) & 1023) + 1]++;
-      for (int d = 0; d < 1024; d++) start[d + 1] += start[d];
-      for (int64_t i = 0; i < cloud.n; i++) {
-        const uint32_t to = start[(key[i] >> shift) & 1023]++;
-        key2[to] = key[i], order2[to] = order[i];
-      }
-      key.swap(key2), order.swap(order2);
-    }
-    return order;
+  }
+
+  // Write the numbers of the points along the curve.
+  static void sort(const Planes& cloud, uint32_t* sorted) {
+    struct Pair {
+      uint32_t place, point;
+    };
+    constexpr int BITS = 10, SIZE = 1 << BITS;
+    const int64_t n = cloud.n;
+    Array<int32_t> place(cloud.padded);
+    Array<Pair> first(n), second(n);
+    places(cloud, place);
+    uint32_t start[3][SIZE] = {};
+    for (int64_t i = 0; i < n; i++)
+      for (int pass = 0; pass < 3; pass++) start[pass][place[i] >> pass * BITS & (SIZE - 1)]++;
+    for (auto& counts : start)
+      for (uint32_t d = 0, total = 0; d < SIZE; d++) total += counts[d], counts[d] = total - counts[d];
+    for (int64_t i = 0; i < n; i++) first[start[0][place[i] & (SIZE - 1)]++] = {uint32_t(place[i]), uint32_t(i)};
+    for (int64_t i = 0; i < n; i++) second[start[1][first[i].place >> BITS & (SIZE - 1)]++] = first[i];
+    for (int64_t i = 0; i < n; i++) sorted[start[2][second[i].place >> 2 * BITS]++] = second[i].point;
   }
 };

@@ -7,27 +7,8 @@ namespace {
 constexpr float FAR = 1e10f;          // distance to the empty set, as in pointnet2_ops
 constexpr float BROKEN = 1e18f;       // where points that are not finite go: they move no minimum there
 constexpr double NEAR_ORIGIN = 1e-3;  // squared norm of what pointnet2_ops takes for padding
-constexpr int LEAF = 32;
+constexpr int LEAF = 32, BLOCK = 4 * LANES;
 constexpr int64_t BUCKETS_FROM_POINTS = 8192, BUCKETS_FROM_SAMPLES = 512;
-
-// The farthest of each lane, and of all: the largest distance, the lowest index among equals.
-struct Farthest {
-  Float value = all(-2.f);
-  Int index = all(NO_INDEX);
-
-  INLINE void take(Farthest& best, Float value, Int index) {  // indices ascend from call to call
-    best.index = value > best.value ? index : best.index;
-    best.value = larger(value, best.value);
-  }
-  INLINE void take_any(Farthest& best, Float value, Int index) {
-    const Int first = (value > best.value) | ((value == best.value) & (index < best.index));
-    best.index = first ? index : best.index;
-    best.value = larger(value, best.value);
-  }
-  INLINE int32_t winner(const Farthest& best) {
-    return smallest_lane(best.value == all(largest_lane(best.value)) ? best.index : all(NO_INDEX));
-  }
-};
 
 // Move broken points away and set the first distances: FAR for candidates, -1 for what is never chosen.
 void prepare(const float* cloud, Planes& p, bool skip_near_origin, float* closest) {
@@ -40,70 +21,88 @@ void prepare(const float* cloud, Planes& p, bool skip_near_origin, float* closes
   }
 }
 
-int32_t step(const Planes& p, float* closest, const Point center) {
+// The bits of floats that are not negative sort like the floats, a NaN behind all, and compare on more units than floats;
+// -1 comes before all. First the highest block of every lane, then the point in it: an index a block, not a vector.
+INLINE int32_t step(const Planes& p, float* closest, const Point center) {
   const float *x = p.x, *y = p.y, *z = p.z;
   const int64_t padded = p.padded;
-  Farthest even, odd;  // two chains of dependent instructions run side by side
-  Int index = iota();
-  for (int64_t i = 0, j = LANES; i < padded; i += 2 * LANES, j += 2 * LANES) {
-    const Float d = smaller(squared_distance(x + i, y + i, z + i, center), load(closest + i));
-    const Float e = smaller(squared_distance(x + j, y + j, z + j, center), load(closest + j));
-    store(closest + i, d);
-    store(closest + j, e);
-    Farthest::take(even, d, index);
-    Farthest::take(odd, e, index);
-    index += 2 * LANES;
+  Int most = all(std::numeric_limits<int32_t>::min()), block = all(NO_INDEX);
+  for (int64_t i = 0; i < padded; i += BLOCK) {
+    Int far[BLOCK / LANES];
+#pragma GCC unroll 4
+    for (int v = 0; v < BLOCK / LANES; v++) {
+      const int64_t j = i + v * LANES;
+      far[v] = smaller((Int)squared_distance(x + j, y + j, z + j, center), (Int)load(closest + j));
+      store(closest + j, (Float)far[v]);
+    }
+    const Int farthest = larger(larger(far[0], far[1]), larger(far[2], far[3]));
+    block = farthest > most ? all(int32_t(i)) : block;
+    most = larger(farthest, most);
   }
-  Farthest::take_any(even, odd.value, odd.index + LANES);
-  return Farthest::winner(even);
+  const Int value = all(largest_lane(most));
+  const int32_t first = smallest_lane(most == value ? block : all(NO_INDEX));
+  uint64_t which = 0;
+  for (int v = BLOCK / LANES; v-- > 0;) which = which << LANES | bits((Int)load(closest + first + v * LANES) == value);
+  return first + __builtin_ctzll(which);
 }
 
-// The same steps with the points in buckets: `reach` is the largest distance in a bucket, `candidate` its owner.
+// The same steps with the points in buckets: `reach` is the largest distance in a bucket.
 class BucketSampler {
  public:
   BucketSampler(const Planes& p, const float* closest)
-      : buckets_(p.n), closest_(buckets_.points.padded), reach_(buckets_.padded), candidate_(buckets_.padded) {
+      : buckets_(p.n), closest_(buckets_.points.padded), reach_(buckets_.padded) {
     buckets_.fill(p);
     for (int64_t i = 0; i < buckets_.points.padded; i++)
       closest_[i] = buckets_.original[i] == NO_INDEX ? -1.f : closest[buckets_.original[i]];
     std::fill_n(+reach_, buckets_.padded, -1.f);
-    std::fill_n(+candidate_, buckets_.padded, NO_INDEX);
-    for (int64_t b = 0; b < buckets_.leaves; b++) update(b, Point(NONE, NONE, NONE));
+    for (int64_t b = 0; b < buckets_.leaves; b++) update(b, Point(INF, INF, INF));
   }
 
-  int32_t step(const Point& center) {
-    Farthest best;
+  int32_t step(const Point center) {
+    Int most = all(std::numeric_limits<int32_t>::min());
     for (int64_t b = 0; b < buckets_.padded; b += LANES) {
       for (uint32_t hit = below(buckets_.box_distance(b, center, center), load(reach_ + b)); hit; hit &= hit - 1)
         update(b + __builtin_ctz(hit), center);
-      Farthest::take_any(best, load(reach_ + b), load(candidate_ + b));
+      most = larger((Int)load(reach_ + b), most);
     }
-    return Farthest::winner(best);
+    return lowest_at(all(largest_lane(most)));
   }
 
  private:
-  INLINE void visit(const Planes& p, float* closest, int64_t i, const Point& center, const int32_t* original,
-                    Farthest& best) {
-    const Float d = smaller(squared_distance(p.x + i, p.y + i, p.z + i, center), load(closest + i));
-    store(closest + i, d);
-    Farthest::take_any(best, d, load(original + i));
+  void update(int64_t b, const Point center) {
+    const Planes& p = buckets_.points;
+    Int most = all(std::numeric_limits<int32_t>::min());
+    for (int64_t i = b * LEAF; i < (b + 1) * LEAF; i += LANES) {
+      const Float d = squared_distance(p.x + i, p.y + i, p.z + i, center);
+      const Int nearer = smaller((Int)d, (Int)load(closest_ + i));
+      store(closest_ + i, (Float)nearer);
+      most = larger(nearer, most);
+    }
+    const int32_t reach = largest_lane(most);
+    std::memcpy(reach_ + b, &reach, sizeof reach);
   }
-  void update(int64_t b, const Point& center) {
-    Farthest best;
-    for (int64_t i = b * LEAF; i < (b + 1) * LEAF; i += LANES)
-      visit(buckets_.points, closest_, i, center, buckets_.original, best);
-    reach_[b] = largest_lane(best.value);
-    candidate_[b] = Farthest::winner(best);
+  // The lowest index in the cloud among the points at that distance.
+  int32_t lowest_at(Int distance) const {
+    Int lowest = all(NO_INDEX);
+    for (int64_t b = 0; b < buckets_.padded; b += LANES)
+      for (uint32_t hit = bits((Int)load(reach_ + b) == distance); hit; hit &= hit - 1) {
+        const int64_t first = (b + __builtin_ctz(hit)) * LEAF;
+        for (int64_t i = first; i < first + LEAF; i += LANES) {
+          const Int index = load(buckets_.original + i);
+          lowest = smaller((Int)load(closest_ + i) == distance ? index : all(NO_INDEX), lowest);
+        }
+      }
+    return smallest_lane(lowest);
   }
 
   Buckets<LEAF> buckets_;
   Array<float> closest_, reach_;
-  Array<int32_t> candidate_;
 };
 
 template <class Step>
 void run(const Planes& p, int64_t count, int64_t start, const float* mean, int64_t* chosen, Step step) {
-  int64_t last = mean ? step(Point(mean)) : start;
+  const bool finite = mean && all_within(mean, 3);
+  int64_t last = mean ? step(finite ? Point(mean) : Point(INF, INF, INF)) : start;
   for (int64_t s = 0; s < count; s++) {
     chosen[s] = last;
     if (s + 1 < count) last = step(Point(p.x[last], p.y[last], p.z[last]));
@@ -129,7 +128,7 @@ extern "C" int64_t pointsmith_farthest_point_sample(const float* points, const f
                                                  int64_t count, int64_t start, int64_t skip_near_origin,
                                                  int64_t* chosen, int64_t threads) {
   parallel(batch, threads, [&](int64_t begin, int64_t end) {
-    Planes planes(n, 2 * LANES);
+    Planes planes(n, BLOCK);
     for (int64_t b = begin; b < end; b++)
       sample(points + b * n * 3, planes, count, start, means ? means + b * 3 : nullptr, skip_near_origin,
              chosen + b * count);

@@ -41,20 +41,21 @@ INLINE float bound(Float (&g)[GROUPS], int64_t k) {
   return largest_lane(g[(k + LANES - 1) / LANES - 1]);
 }
 
-INLINE int64_t keep(Float distance, Int index, Float limit, Neighbours::Scratch& s, int64_t count) {
+// Append what is within the limit to the survivors; returns their number.
+INLINE int64_t keep(Float distance, Int index, Float limit, float* found, int32_t* indices, int64_t count) {
   const uint32_t which = not_above(distance, limit);
-  compact(s.found + count, distance, which);
-  compact(s.index + count, index, which);
+  compact(found + count, distance, which);
+  compact(indices + count, index, which);
   return count + __builtin_popcount(which);
 }
 
 // Drop survivors that cannot be among the k nearest, by a few steps of regula falsi on the number within a limit; returns
 // the new limit. At least k survive.
-float tighten(Neighbours::Scratch& s, int64_t& count, int64_t k, float limit) {
-  store(s.found + count, all(NONE));
+float tighten(float* found, int32_t* indices, int64_t& count, int64_t k, float limit) {
+  store(found + count, all(NONE));
   if (limit == INF) {
     Float most{};
-    for (int64_t i = 0; i < count; i += LANES) most = larger(load(s.found + i), most);
+    for (int64_t i = 0; i < count; i += LANES) most = larger(load(found + i), most);
     limit = largest_lane(most);
   }
   float low = 0;
@@ -62,7 +63,7 @@ float tighten(Neighbours::Scratch& s, int64_t& count, int64_t k, float limit) {
   for (int step = 0; step < 6 && inside > k + SLACK; step++) {
     const float middle = low + (limit - low) * (float(k + SLACK / 2 - outside) / float(inside - outside));
     int64_t within = 0;
-    for (int64_t i = 0; i < count; i += LANES) within += __builtin_popcount(not_above(load(s.found + i), all(middle)));
+    for (int64_t i = 0; i < count; i += LANES) within += __builtin_popcount(not_above(load(found + i), all(middle)));
     if (within >= k)
       limit = middle, inside = within;
     else
@@ -70,7 +71,7 @@ float tighten(Neighbours::Scratch& s, int64_t& count, int64_t k, float limit) {
   }
   int64_t kept = 0;
   for (int64_t i = 0; i < count; i += LANES)
-    kept = keep(load(s.found + i), load(s.index + i), all(limit), s, kept);
+    kept = keep(load(found + i), load(indices + i), all(limit), found, indices, kept);
   count = kept;
   return limit;
 }
@@ -92,23 +93,35 @@ void write_sorted(uint64_t* keys, int64_t n, int64_t k, float* distances, int64_
   }
 }
 
+// For WIDTH vectors of survivors: how many of the n survivors are smaller.
+template <int WIDTH>
+INLINE void count_smaller(const float* found, int64_t n, int64_t at, int32_t* rank) {
+  Float mine[WIDTH];
+  Int smaller_ones[WIDTH] = {};
+  for (int v = 0; v < WIDTH; v++) mine[v] = load(found + at + v * LANES);
+  for (int64_t j = 0; j < n; j++) {
+    const Float other = all(found[j]);
+#pragma GCC unroll 4
+    for (int v = 0; v < WIDTH; v++) smaller_ones[v] -= other < mine[v];
+  }
+  for (int v = 0; v < WIDTH; v++) store(rank + at + v * LANES, smaller_ones[v]);
+}
+
 // False if equal distances leave the order open.
-bool write_ranked(Neighbours::Scratch& s, int64_t n, int64_t k, float* distances, int64_t* indices) {
+bool write_ranked(const float* found, const int32_t* index, int64_t n, int64_t k, float* distances, int64_t* indices) {
   alignas(64) int32_t rank[RANK_LIMIT + LANES];
-  for (int64_t v = 0; v < n; v += LANES) {
-    const Float mine = load(s.found + v);
-    Int smaller_ones{};
-    for (int64_t j = 0; j < n; j++) smaller_ones = all(s.found[j]) < mine ? smaller_ones + 1 : smaller_ones;
-    store(rank + v, smaller_ones);
-  }
-  int64_t written = 0, total = 0;
-  for (int64_t i = 0; i < n; i++) {
-    if (rank[i] >= k) continue;
-    indices[rank[i]] = s.index[i];
-    if (distances) distances[rank[i]] = s.found[i];
-    written++, total += rank[i];
-  }
-  return written == k && total == k * (k - 1) / 2;
+  int64_t v = 0;
+  for (; v + 3 * LANES < n; v += 4 * LANES) count_smaller<4>(found, n, v, rank);
+  for (; v + LANES < n; v += 2 * LANES) count_smaller<2>(found, n, v, rank);
+  for (; v < n; v += LANES) count_smaller<1>(found, n, v, rank);
+  int32_t order[RANK_LIMIT];
+  int64_t total = 0;
+  for (int32_t i = 0; i < n; i++) order[rank[i]] = i, total += rank[i];
+  if (total != n * (n - 1) / 2) return false;
+  for (int64_t i = 0; i < k; i++) indices[i] = index[order[i]];
+  if (distances)
+    for (int64_t i = 0; i < k; i++) distances[i] = found[order[i]];
+  return true;
 }
 
 }  // namespace
@@ -124,63 +137,77 @@ Neighbours::Scratch::Scratch(const Neighbours& of)
 
 void Neighbours::search(const float* query, Scratch& s, float* distances, int64_t* indices) const {
   int64_t count = buckets_ ? scan_buckets(Point(query), s) : scan(Point(query), s);
-  if (count > k_ + SLACK) tighten(s, count, k_, INF);
+  if (count > k_ + SLACK) tighten(s.found, s.index, count, k_, INF);
   if (count < k_) return sort_all(query, distances, indices);  // some distances are not numbers
-  if (count <= RANK_LIMIT && write_ranked(s, count, k_, distances, indices)) return;
+  if (count <= RANK_LIMIT && write_ranked(s.found, s.index, count, k_, distances, indices)) return;
   Array<uint64_t> keys(count);
   for (int64_t i = 0; i < count; i++) keys[i] = sort_key(s.found[i], s.index[i]);
   write_sorted(keys, count, k_, distances, indices);
 }
 
-int64_t Neighbours::scan(const Point& query, Scratch& s) const {
+int64_t Neighbours::scan(const Point query, Scratch& s) const {
+  const float *x = planes_.x, *y = planes_.y, *z = planes_.z;
+  const int64_t padded = planes_.padded;
+  float *distance = s.distance, *found = s.found;
+  int32_t* indices = s.index;
   Float group[GROUPS];
   for (Float& g : group) g = all(INF);
-  for (int64_t i = 0; i < planes_.padded; i += GROUPS * LANES)
+  for (int64_t i = 0; i < padded; i += GROUPS * LANES)
 #pragma GCC unroll 8
     for (int t = 0; t < GROUPS; t++) {
       const int64_t j = i + t * LANES;
-      const Float d = squared_distance(planes_.x + j, planes_.y + j, planes_.z + j, query);
-      store(s.distance + j, d);
+      const Float d = squared_distance(x + j, y + j, z + j, query);
+      store(distance + j, d);
       group[t] = smaller(d, group[t]);
     }
   const Float limit = all(bound(group, k_));
-  Int index = iota();
   int64_t count = 0;
-  for (int64_t i = 0; i < planes_.padded; i += LANES, index += LANES)
-    count = keep(load(s.distance + i), index, limit, s, count);
+  for (int64_t i = 0; i < padded; i += LANES) {
+    const Float d = load(distance + i);
+    const uint32_t which = not_above(d, limit);
+    compact(found + count, d, which);
+    compact_lanes(indices + count, int32_t(i), which);
+    count += __builtin_popcount(which);
+  }
   return count;
 }
 
-int64_t Neighbours::scan_buckets(const Point& query, Scratch& s) const {
+int64_t Neighbours::scan_buckets(const Point query, Scratch& s) const {
   const Buckets<LEAF>& b = *buckets_;
-  const Planes& p = b.points;
+  const float *x = b.points.x, *y = b.points.y, *z = b.points.z;
+  const int32_t* original = b.original;
+  const int64_t padded = b.padded;
+  float *distance = s.distance, *found = s.found;
+  int32_t* indices = s.index;
   Float closest = all(INF);
-  for (int64_t i = 0; i < b.padded; i += LANES) {
+  for (int64_t i = 0; i < padded; i += LANES) {
     const Float d = b.box_distance(i, query, query);
-    store(s.distance + i, d);
+    store(distance + i, d);
     closest = smaller(d, closest);
   }
-  std::fill(s.distance + b.leaves, s.distance + b.padded, NONE);  // nothing is in those
+  std::fill(distance + b.leaves, distance + padded, NONE);  // nothing is in those
 
   // the nearest boxes first, until there are k points to give a limit; then those within part of it; then the rest
   int64_t count = 0;
   float limit = INF, reach = smallest_lane(closest);
   for (bool last = false; !last;) {
-    float next = INF;
-    for (int64_t i = 0; i < b.padded; i += LANES) {
-      const Float d = load(s.distance + i);
+    Float farther = all(INF);
+    for (int64_t i = 0; i < padded; i += LANES) {
+      const Float d = load(distance + i);
       const uint32_t near = not_above(d, all(reach));
       for (uint32_t rest = near; rest; rest &= rest - 1) {
         const int64_t first = (i + __builtin_ctz(rest)) * LEAF;
-        s.distance[i + __builtin_ctz(rest)] = NONE;
+        distance[i + __builtin_ctz(rest)] = NONE;
         for (int64_t j = first; j < first + LEAF; j += LANES)
-          count = keep(squared_distance(p.x + j, p.y + j, p.z + j, query), load(b.original + j), all(limit), s, count);
+          count = keep(squared_distance(x + j, y + j, z + j, query), load(original + j), all(limit), found, indices,
+                       count);
       }
-      if (limit == INF) next = std::min(next, smallest_lane(d > all(reach) ? d : all(INF)));
+      farther = smaller(d > all(reach) ? d : all(INF), farther);
     }
+    const float next = smallest_lane(farther);
     const bool first_limit = limit == INF && count >= k_;
     last = reach >= limit || (limit == INF && !first_limit && next == INF);
-    if (first_limit || count > k_ + SLACK) limit = tighten(s, count, k_, limit);
+    if (first_limit || count > k_ + SLACK) limit = tighten(found, indices, count, k_, limit);
     reach = limit == INF ? next : first_limit ? limit * FIRST_REACH : limit;
   }
   return count;

@@ -18,8 +18,8 @@ class Neighbours {
   void search(const float* query, Scratch& scratch, float* distances, int64_t* indices) const;
 
  private:
-  int64_t scan(const Point& query, Scratch& s) const;
-  int64_t scan_buckets(const Point& query, Scratch& s) const;
+  int64_t scan(Point query, Scratch& s) const;
+  int64_t scan_buckets(Point query, Scratch& s) const;
   void sort_all(const float* query, float* distances, int64_t* indices) const;
 
   const Planes& planes_;

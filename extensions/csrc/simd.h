@@ -57,6 +57,7 @@ INLINE Float larger(Float a, Float b) { return (Float)_mm512_max_ps((__m512)a, (
 INLINE float smallest_lane(Float a) { return _mm512_reduce_min_ps((__m512)a); }
 INLINE float largest_lane(Float a) { return _mm512_reduce_max_ps((__m512)a); }
 INLINE int32_t smallest_lane(Int a) { return _mm512_reduce_min_epi32((__m512i)a); }
+INLINE int32_t largest_lane(Int a) { return _mm512_reduce_max_epi32((__m512i)a); }
 INLINE uint32_t bits(Int mask) { return _mm512_movepi32_mask((__m512i)mask); }
 INLINE uint32_t not_above(Float a, Float limit) { return _mm512_cmp_ps_mask((__m512)a, (__m512)limit, _CMP_LE_OQ); }
 INLINE uint32_t below(Float a, Float limit) { return _mm512_cmp_ps_mask((__m512)a, (__m512)limit, _CMP_LT_OQ); }
@@ -67,6 +68,8 @@ INLINE void compact(float* out, Float v, uint32_t which) {
 INLINE void compact(int32_t* out, Int v, uint32_t which) {
   _mm512_storeu_si512(out, _mm512_maskz_compress_epi32((__mmask16)which, (__m512i)v));
 }
+// the same for first, first + 1 and so on
+INLINE void compact_lanes(int32_t* out, int32_t first, uint32_t which) { compact(out, iota() + first, which); }
 #else
 // the lanes behind the middle in front, and so on: log2(LANES) steps
 template <int DISTANCE, class Vector>
@@ -84,7 +87,8 @@ INLINE auto smallest_lane(Vector a) {
   a = smaller(moved<2>(a), a);
   return smaller(moved<1>(a), a)[0];
 }
-INLINE float largest_lane(Float a) {
+template <class Vector>
+INLINE auto largest_lane(Vector a) {
   if (LANES > 4) a = larger(moved<LANES / 2>(a), a);
   a = larger(moved<2>(a), a);
   return larger(moved<1>(a), a)[0];
@@ -118,10 +122,16 @@ INLINE void compact(Element* out, Vector v, uint32_t which) {
   const __m256i lanes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)PACKING.lanes[which]));
   _mm256_storeu_si256((__m256i*)out, _mm256_permutevar8x32_epi32((__m256i)v, lanes));
 }
+INLINE void compact_lanes(int32_t* out, int32_t first, uint32_t which) {
+  store(out, (Int)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)PACKING.lanes[which])) + first);
+}
 #else
 template <class Element, class Vector>
 INLINE void compact(Element* out, Vector v, uint32_t which) {
   for (; which; which &= which - 1) *out++ = v[__builtin_ctz(which)];
+}
+INLINE void compact_lanes(int32_t* out, int32_t first, uint32_t which) {
+  for (; which; which &= which - 1) *out++ = first + __builtin_ctz(which);
 }
 #endif
 #endif
