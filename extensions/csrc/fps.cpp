@@ -87,6 +87,7 @@ class BucketSampler {
     for (int64_t b = 0; b < buckets_.padded; b += LANES)
       for (uint32_t hit = bits((Int)load(reach_ + b) == distance); hit; hit &= hit - 1) {
         const int64_t first = (b + __builtin_ctz(hit)) * LEAF;
+        if (first >= buckets_.points.padded) break;  // where no point can be chosen, boxes of padding are as far
         for (int64_t i = first; i < first + LEAF; i += LANES) {
           const Int index = load(buckets_.original + i);
           lowest = smaller((Int)load(closest_ + i) == distance ? index : all(NO_INDEX), lowest);

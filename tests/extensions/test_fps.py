@@ -42,6 +42,15 @@ def test_equals_definition(seed: int, batch: int, num: int, lattice: bool, skip:
     assert indices.tolist() == [brute(cloud, samples, start, skip) for cloud in points.numpy()]
 
 
+@pytest.mark.parametrize("near_origin", [False, True])
+def test_large_clouds_equal_the_definition(near_origin: bool) -> None:
+    points = random_points(0, (1, 8200, 3), lattice=True)  # 8200: not a whole number of buckets
+    if near_origin:  # nothing is left to choose
+        points *= 1e-3
+    indices = farthest_point_sample(points, 600, skip_near_origin=near_origin)
+    assert indices[0].tolist() == brute(points[0].numpy(), 600, skip=near_origin)
+
+
 def test_mean_start_repels_and_does_not_depend_on_order() -> None:
     points = random_points(0, (1, 200, 3), lattice=False) + 5
     mean = points.mean(1, keepdim=True)
