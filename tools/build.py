@@ -42,12 +42,13 @@ SIZES = {"num_classes": "num_classes", "num_categories": "num_classes", "num_par
 NEW_HEAD = ("head.",)  # may have another shape than in the checkpoint
 
 
-def compat(point_mae_schedule: bool = False) -> dict[str, bool]:
+def compat(point_mae_schedule: bool = False, double_step: bool = False) -> dict[str, bool]:
     """Named switches that reproduce what was published where we do otherwise.
 
     point_mae_schedule: the learning rate is set once an epoch and one epoch late, and one epoch more is run.
+    double_step: two optimizer steps a batch with one gradient, the first unclipped, as Point-MAE's part segmentation.
     """
-    return {"point_mae_schedule": point_mae_schedule}
+    return {"point_mae_schedule": point_mae_schedule, "double_step": double_step}
 
 
 def check_config(config: Mapping[str, Any]) -> None:

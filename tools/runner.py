@@ -82,10 +82,12 @@ class Runner(RunState):
         config: dict[str, Any],
         seed: int,
         point_mae_schedule: bool = False,
+        double_step: bool = False,
     ) -> None:
         """Take over what a run consists of; the model is on its device already."""
         self.model, self.task, self.data, self.schedule = model, task, data, schedule
-        self.experiment, self.config, self.point_mae_schedule = experiment, config, point_mae_schedule
+        self.experiment, self.config = experiment, config
+        self.point_mae_schedule, self.double_step = point_mae_schedule, double_step
         self.device = next(model.parameters()).device
         if optimizer is not None:
             self.optimizer, self.base_lr = optimizer, optimizer.param_groups[0]["lr"]
@@ -100,6 +102,8 @@ class Runner(RunState):
             raise UserError(
                 f"runner.accumulate: {self.accumulate} batches a step, but an epoch has {len(data.train)}; use fewer"
             )
+        if double_step and self.precision == "fp16":
+            raise UserError("compat.double_step: a loss scale allows one step a batch; use runner.precision bf16 or fp32")
         if self.select == "test" and data.test is None:
             raise UserError("runner.select: 'test', but there is no data.test; name one or select by 'val'")
         self.epoch, self.step = 0, 0
@@ -111,7 +115,7 @@ class Runner(RunState):
 
     def _nobody_waits(self) -> bool:
         """A GPU is never waited for in a step, unless somebody has to know at once how it went."""
-        follows = self.ema is not None or hasattr(self.model, "after_step")
+        follows = self.ema is not None or hasattr(self.model, "after_step") or self.double_step
         return self.device.type == "cuda" and not follows and self.precision != "fp16"
 
     # ---------------------------------------------------------------- the loop
@@ -154,7 +158,7 @@ class Runner(RunState):
             with self._no_sync(index < self.accumulate - 1):
                 shown.append((self.graphed or self._forward_backward(wrapped))(taken[-1]))
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad or float("inf"))
+        norm = self._clip(math.inf if self.double_step else self.clip_grad or math.inf)
         step = Taken(self.epoch + 1, self.step + 1, taken, shown, norm, self.learning_rate)
         if self.lagged is not None:
             self.lagged.step(step, zip(self.model.buffers(), buffers))
@@ -179,8 +183,15 @@ class Runner(RunState):
 
         return compute
 
+    def _clip(self, limit: float) -> Tensor:
+        """Shorten the gradient to at most `limit`; its norm before."""
+        return nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+
     def _update(self, shown: list[dict[str, Tensor]]) -> None:
         """Change the weights, and all that follows them."""
+        if self.double_step:  # a step by the gradient as it is, then one by the same gradient, clipped
+            self.optimizer.step()
+            self._clip(self.clip_grad or math.inf)
         self.scaler.step(self.optimizer)
         self.left_out.went_well()
         for losses in shown:

@@ -59,6 +59,7 @@ def fitted(
     rate: float = 0.1,
     batch: int = 8,
     lagged: bool = False,
+    compat: dict[str, bool] | None = None,
     **options: Any,
 ) -> Runner:
     """A linear model, trained for one epoch with plain gradient descent."""
@@ -70,7 +71,7 @@ def fitted(
     runner, experiment = Runner(**{"epochs": 1, **options}), Experiment(str(tmp_path), "run.yaml", "default")
     experiment.open()
     optimizer = torch.optim.SGD(model.parameters(), lr=rate, fused=lagged or None)
-    runner.prepare(model, task, data, optimizer, Constant(), experiment, config={}, seed=0)
+    runner.prepare(model, task, data, optimizer, Constant(), experiment, config={}, seed=0, **(compat or {}))
     if lagged:  # as on a GPU; there the host hears of a step later
         runner.lagged = Lagged(optimizer, lambda: runner.means, runner.left_out)
     runner.fit()
@@ -92,6 +93,18 @@ def test_clipping_bounds_the_gradient(tmp_path):
     for before, after in itertools.pairwise(states):
         moved = sum((after[key] - before[key]).square().sum() for key in after)
         assert float(moved) ** 0.5 == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_published_second_step(tmp_path):
+    """One gradient, taken twice: as it is, then clipped."""
+    once = fitted(tmp_path / "once", task := Regress(), batch=32, rate=0.1)
+    twice = fitted(tmp_path / "twice", Regress(), batch=32, rate=0.1, clip_grad=0.01, compat={"double_step": True})
+    start, after, both = task.weights[0], once.model.state_dict(), twice.model.state_dict()
+    first = torch.cat([(after[key] - start[key]).flatten() for key in start])
+    second = torch.cat([(both[key] - after[key]).flatten() for key in start])
+    torch.testing.assert_close(second, first * 0.1 * 0.01 / first.norm(), rtol=1e-3, atol=1e-7)
+    with pytest.raises(UserError, match="compat.double_step: a loss scale allows one step a batch"):
+        fitted(tmp_path / "half", Regress(), precision="fp16", compat={"double_step": True})
 
 
 def test_moving_average(tmp_path):
