@@ -103,7 +103,7 @@ class Runner(RunState):
                 f"runner.accumulate: {self.accumulate} batches a step, but an epoch has {len(data.train)}; use fewer"
             )
         if double_step and self.precision == "fp16":
-            raise UserError("compat.double_step: a loss scale allows one step a batch; use runner.precision bf16 or fp32")
+            raise UserError("compat.double_step: a loss scale allows one step a batch; use precision bf16 or fp32")
         if self.select == "test" and data.test is None:
             raise UserError("runner.select: 'test', but there is no data.test; name one or select by 'val'")
         self.epoch, self.step = 0, 0

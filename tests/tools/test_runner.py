@@ -103,7 +103,7 @@ def test_the_published_second_step(tmp_path):
     first = torch.cat([(after[key] - start[key]).flatten() for key in start])
     second = torch.cat([(both[key] - after[key]).flatten() for key in start])
     torch.testing.assert_close(second, first * 0.1 * 0.01 / first.norm(), rtol=1e-3, atol=1e-7)
-    with pytest.raises(UserError, match="compat.double_step: a loss scale allows one step a batch"):
+    with pytest.raises(UserError, match=r"compat\.double_step: a loss scale allows one step a batch"):
         fitted(tmp_path / "half", Regress(), precision="fp16", compat={"double_step": True})
 
 
