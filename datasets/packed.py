@@ -40,6 +40,7 @@ KEYS = (*MAPPED, "labels", "label", "names", "group", "part_names", "part_catego
 EXTENSIONS = (".npz", ".h5", ".hdf5")
 MOST_COMPRESSION = 1100  # deflate reaches 1032 to 1; damaged sizes are refused before memory is asked for
 PATIENCE = 60  # seconds for the strings of an HDF5 file
+# the program of the other process, see _strings: what it prints is its answer
 READ_STRINGS = """
 import json, sys
 import h5py
