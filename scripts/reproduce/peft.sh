@@ -50,6 +50,7 @@ for set in $SETS; do
     for method in $METHODS; do
         entries=$(entry "$method")
         override=("runner.epochs=$epochs")
+        [ "$set" = capod15 ] || override+=("runner.val_every=$(((epochs + 3) / 4))")
         [ -z "$entries" ] || override+=("peft=$entries")
         [ "$method" != full ] || override+=("optimizer.lr=5e-4")
         [ -f "$ROOT/$set/cost-$method.json" ] ||
