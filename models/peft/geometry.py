@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from extensions import ops
+from extensions.features import group_max
 from models.layers.attention.dense import check_heads, dense_attention
 
 TINY = 1e-8  # keeps the weight of a coincident centre finite
@@ -77,7 +78,7 @@ class SharedAttention(nn.Module):
         """(B, R, C), (B, S, K) -> one vector a neighbourhood (B, S, C)."""
         seen = self.attention.among(self.norm(rows), index)
         members = ops.gather_points(rows, index) + drop_path(seen.flatten(0, 1)).view(seen.shape)
-        pooled = members.amax(dim=2)
+        pooled = group_max(members.flatten(0, 1)).unflatten(0, members.shape[:2])
         return pooled + members.mean(dim=2) if self.pooling == "mean_max" else pooled
 
 
