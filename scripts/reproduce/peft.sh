@@ -14,7 +14,7 @@ CKPT=${CKPT:-}
 SEEDS=${SEEDS:-3}
 SETS=${SETS:-infomr69 capod15}
 METHODS=${METHODS:-full linear_probe bitfit lora adapter vpt_shallow vpt_deep idpt dapt point_peft}
-INFOMR_EPOCHS=${INFOMR_EPOCHS:-12}
+INFOMR_EPOCHS=${INFOMR_EPOCHS:-6}
 CAPOD_EPOCHS=${CAPOD_EPOCHS:-40}
 : "${POINT_DATA_ROOT:?export POINT_DATA_ROOT, the folder with infomr69_train.npz}"
 
@@ -52,7 +52,6 @@ for set in $SETS; do
         override=("runner.epochs=$epochs")
         [ "$set" = capod15 ] || override+=("runner.val_every=$(((epochs + 3) / 4))")
         [ -z "$entries" ] || override+=("peft=$entries")
-        [ "$method" != full ] || override+=("optimizer.lr=5e-4")
         [ -f "$ROOT/$set/cost-$method.json" ] ||
             "$PYTHON" -m tools.bench.peft cost --config "$config" --out "$ROOT/$set/cost-$method.json" "${override[@]}"
         "$PYTHON" main_finetune.py --config "$config" --root "$ROOT" --exp_name "$method" --finetune_model --ckpts "$CKPT" \
