@@ -1,8 +1,9 @@
-"""Passes over features that a mini-PointNet makes on the CPU, fused: fewer trips to memory, less kept for backward.
+"""Passes over features that PointNets make on the CPU, fused: fewer trips to memory, less kept for backward.
 
     x = lift_norm_relu(points, linear, norm, dtype)   relu(norm(linear(points))), points (rows, 3)
+    y = norm_relu(x, norm)                            relu(norm(x))
     y = norm_relu_linear(x, norm, linear, shared)     linear(relu(norm(x + shared of the patch)))
-    m = group_max(y)                                  maximum over K of (patches, K, C)
+    m = group_max(y)                                  maximum over K of (..., K, C)
 
 The kernels of `extensions/csrc/features.cpp` serve training on a CPU in float32 and bfloat16. `fits` says whether they
 apply; where they do not (CUDA, float64, evaluation, a compiler that traces, POINT_OPS=torch) plain modules run, which
@@ -11,7 +12,7 @@ are the definition. Sums over rows are kept in double, so batch statistics are n
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ def kernels(x: Tensor) -> Any:
     return library.kernels("cpu").get("features")
 
 
-def fits(norm: nn.Module, x: Tensor) -> bool:
+def fits(norm: nn.Module, x: Tensor) -> TypeGuard[nn.BatchNorm1d]:
     """Whether the fused passes replace this norm: training, plain BatchNorm, and nothing watches the module."""
     return (
         type(norm) is nn.BatchNorm1d
@@ -41,6 +42,13 @@ def fits(norm: nn.Module, x: Tensor) -> bool:
         and len(x) > 1
         and kernels(x) is not None
     )
+
+
+def norm_relu(x: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+    """relu(norm(x)) of (rows, C), where `fits` allows."""
+    y, mean, variance = _NormRelu.apply(x.contiguous(), None, norm.weight, norm.bias, norm.eps, 1)
+    track(norm, mean, variance, len(x))
+    return y
 
 
 def norm_relu_linear(x: Tensor, norm: nn.BatchNorm1d, linear: nn.Module, shared: Tensor | None = None) -> Tensor:
@@ -75,10 +83,12 @@ def lift_norm_relu(points: Tensor, linear: nn.Linear, norm: nn.BatchNorm1d, dtyp
 
 
 def group_max(x: Tensor) -> Tensor:
-    """(patches, K, C) -> (patches, C). Where a gradient is wanted, the index of the maximum is kept for it."""
+    """(..., K, C) -> (..., C). Where a gradient is wanted, the index of the maximum is kept for it."""
     if not (x.requires_grad and torch.is_grad_enabled()):
-        return x.amax(dim=1)
-    return _GroupMax.apply(x) if kernels(x) is not None else x.max(dim=1).values
+        return x.amax(dim=-2)
+    if kernels(x) is None:
+        return x.max(dim=-2).values
+    return _GroupMax.apply(x.flatten(0, -3)).unflatten(0, x.shape[:-2])
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from models.layers.offset_attention import (
     first_points,
     groups,
 )
-from models.layers.rows import linear_norm, on_rows
+from models.layers.rows import Rows, linear_norm
 from utils.errors import UserError
 
 AttentionKind = Literal["naive", "offset"]
@@ -59,12 +59,10 @@ class PCTEncoder(nn.Module):
             raise UserError(f"num_groups: {num_groups}; name two numbers of centres, the second not above the first")
         self.extra_channels, self.num_groups, self.num_neighbors = extra_channels, num_groups, num_neighbors
         width = dim // 4 if embedding == "neighbor" else dim
-        self.embed = nn.Sequential(
-            *linear_norm(3 + extra_channels, width, bias=False), *linear_norm(width, width, bias=False)
-        )
+        self.embed = Rows(*linear_norm(3 + extra_channels, width, bias=False), *linear_norm(width, width, bias=False))
         if embedding == "neighbor":
             self.groups = nn.ModuleList([NeighborEmbedding(width, 2 * width), NeighborEmbedding(2 * width, dim)])
-            self.lift = nn.Sequential(*linear_norm(dim, dim, bias=False), *linear_norm(dim, dim, bias=False))
+            self.lift = Rows(*linear_norm(dim, dim, bias=False), *linear_norm(dim, dim, bias=False))
         kind, offset = (ColumnAttention, True) if attention == "offset" else (SelfAttention, False)
         self.layers = nn.ModuleList(AttentionLayer(dim, kind(dim, tie_qk), offset) for _ in range(depth))
         fused = dim * (depth + (embedding == "neighbor"))
@@ -72,16 +70,16 @@ class PCTEncoder(nn.Module):
 
     def forward(self, points: Tensor, features: Tensor | None) -> Tensor:
         """(B, N, 3), (B, N, F) -> (B, M, fuse_dim)."""
-        x = on_rows(self.embed, join_features(points, features, self.extra_channels))
+        x = self.embed(join_features(points, features, self.extra_channels))
         skip = []
         if hasattr(self, "groups"):
             x = self.embed_neighbors(points, x)
-            skip, x = [x], on_rows(self.lift, x)
+            skip, x = [x], self.lift(x)
         outputs = []
         for layer in self.layers:
             x = layer(x)
             outputs.append(x)
-        return on_rows(self.fuse, torch.cat(outputs + skip, dim=-1))
+        return self.fuse(torch.cat(outputs + skip, dim=-1))
 
     def embed_neighbors(self, points: Tensor, x: Tensor) -> Tensor:
         """Two steps. Farthest points of farthest points are the first of them, so one sampling does for both."""
@@ -209,7 +207,7 @@ class PointHead(nn.Module):
         if num_categories:
             self.label = linear_norm(num_categories, label_dim, bias=False, slope=SLOPE)
         joined, (first, second) = 3 * dim + (label_dim if num_categories else 0), head_dims
-        self.mlp = nn.Sequential(
+        self.mlp = Rows(
             *linear_norm(joined, first), nn.Dropout(dropout), *linear_norm(first, second), nn.Linear(second, num_parts)
         )
 
@@ -222,7 +220,7 @@ class PointHead(nn.Module):
         of_point, of_whole = first.weight.split([tokens.shape[-1], whole.shape[-1]], dim=1)
         # what all points of a cloud share goes through the layer once a cloud
         x = F.linear(tokens, of_point) + F.linear(whole, of_whole, first.bias)[:, None]
-        return on_rows(self.mlp[1:], x)
+        return self.mlp[1:](x)
 
 
 OFFICIAL = (

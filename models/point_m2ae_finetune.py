@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from models.layers.attention import AttentionKind
 from models.layers.category import category_features
 from models.layers.propagation import FeaturePropagation
+from models.layers.rows import Rows
 from models.layers.transformer import Init, mlp_head
 from models.masked import backbone_key
 from models.point_m2ae_encoder import HierarchicalEncoder, HierarchicalModel, rename
@@ -165,7 +166,7 @@ class HierarchicalPartHead(nn.Module):
         for i, (inputs, outputs) in enumerate(zip(widths, head_dims)):
             layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU()]
             layers += [nn.Dropout(dropout)] if i == 0 else []
-        self.mlp = nn.Sequential(*layers, nn.Linear(widths[-1], num_parts))
+        self.mlp = Rows(*layers, nn.Linear(widths[-1], num_parts))
 
     def forward(
         self, points: Tensor, centers: Sequence[Tensor], tokens: Sequence[Tensor], category: Tensor | None
@@ -183,7 +184,7 @@ class HierarchicalPartHead(nn.Module):
         of_whole, of_local = first.weight.split([whole.shape[-1], local.shape[-1]], dim=1)
         # what all points of a cloud share goes through the layer once a cloud
         x = F.linear(local, of_local) + F.linear(whole, of_whole, first.bias)[:, None]
-        return self.mlp[1:](x.flatten(0, 1)).unflatten(0, points.shape[:2])
+        return self.mlp[1:](x)
 
 
 def of_pretrainer(key: str) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models.layers.attention import AttentionKind
 from models.layers.category import category_features
 from models.layers.propagation import FeaturePropagation
+from models.layers.rows import Rows
 from models.point_mae import Init, PatchModel, PointEncoder, PointMAEClassifier
 from utils.errors import UserError
 from utils.schema import Whole
@@ -96,7 +97,7 @@ class PartHead(nn.Module):
                 nn.Linear(num_categories, label_dim, bias=False), nn.BatchNorm1d(label_dim), nn.LeakyReLU(0.2)
             )
         joined, half = local_dim + 2 * channels + (label_dim if num_categories else 0), head_dim // 2
-        self.mlp = nn.Sequential(
+        self.mlp = Rows(
             *(nn.Linear(joined, head_dim), nn.BatchNorm1d(head_dim), nn.ReLU(), nn.Dropout(dropout)),
             *(nn.Linear(head_dim, half), nn.BatchNorm1d(half), nn.ReLU(), nn.Linear(half, num_parts)),
         )
@@ -111,7 +112,7 @@ class PartHead(nn.Module):
         of_local, of_whole = first.weight.split([self.local_dim, whole.shape[-1]], dim=1)
         # what all points of a cloud share goes through the layer once a cloud
         x = F.linear(local, of_local) + F.linear(whole, of_whole, first.bias)[:, None]
-        return self.mlp[1:](x.flatten(0, 1)).unflatten(0, points.shape[:2])
+        return self.mlp[1:](x)
 
 
 def thirds(depth: int) -> list[int]:

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from extensions import ops
+from extensions.features import group_max
 from models.layers.attention.dense import check_heads, dense_attention
 from models.layers.category import join_features
-from models.layers.rows import linear_norm, on_rows
+from models.layers.rows import Rows, linear_norm
 from models.point_transformer import mlp
 from utils.errors import UserError
 
@@ -55,7 +56,7 @@ class Scale(nn.Module):
         super().__init__()
         self.radius, self.size = radius, size
         sizes = (dim + 3, *widths)
-        self.mlp = nn.Sequential(*(layer for i, o in zip(sizes, widths) for layer in linear_norm(i, o)))
+        self.mlp = Rows(*(layer for i, o in zip(sizes, widths) for layer in linear_norm(i, o)))
 
     def forward(self, features: Tensor, points: Tensor, center: Tensor) -> Tensor:
         """(B, N, C), (B, N, 3), (B, M, 3) -> (B, M, widths[-1])."""
@@ -66,7 +67,7 @@ class Scale(nn.Module):
         # a point is in several groups: its features go through the layer once
         x = ops.gather_points(F.linear(features, of_features, first.bias), neighbors)
         x = x + F.linear(ops.group_points(points, neighbors, center), of_offset)
-        return on_rows(self.mlp[1:], x).amax(dim=2)
+        return group_max(self.mlp[1:](x))
 
 
 class MultiScale(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from extensions import ops
 from extensions.features import group_max
 from models.layers.attention.dense import dense_attention
-from models.layers.rows import linear_norm, on_rows
+from models.layers.rows import Rows, linear_norm
 
 TINY = 1e-9  # added to the sums that the columns of an attention matrix are divided by
 
@@ -43,8 +43,9 @@ class ColumnAttention(SelfAttention):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         weights = (query @ key.mT).softmax(dim=-1)  # (B, N, N), rows sum to 1
-        total = weights.sum(dim=1)[..., None]  # (B, N, 1), of the columns
-        return (weights.mT @ value.to(weights.dtype)) / (total + TINY)  # the division is done after the sum
+        total = weights.sum(dim=1, keepdim=True)  # (B, 1, N), of the columns
+        # divided after the sum; with the values in front the weights' gradient needs no transposing
+        return ((value.to(weights.dtype).mT @ weights) / (total + TINY)).mT
 
 
 class AttentionLayer(nn.Module):
@@ -57,7 +58,7 @@ class AttentionLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         found = self.attention(x)
-        return x + on_rows(self.change, x - found if self.offset else found)
+        return x + self.change(x - found if self.offset else found)
 
 
 class NeighborEmbedding(nn.Module):
@@ -65,7 +66,7 @@ class NeighborEmbedding(nn.Module):
 
     def __init__(self, dim: int, out_dim: int):
         super().__init__()
-        self.mlp = nn.Sequential(*linear_norm(2 * dim, out_dim, bias=False), *linear_norm(out_dim, out_dim, bias=False))
+        self.mlp = Rows(*linear_norm(2 * dim, out_dim, bias=False), *linear_norm(out_dim, out_dim, bias=False))
 
     def forward(self, features: Tensor, centers: Tensor, neighbors: Tensor) -> Tensor:
         """(B, N, C), indices (B, M) and (B, M, K) -> (B, M, out_dim)."""
@@ -75,8 +76,7 @@ class NeighborEmbedding(nn.Module):
         # the layer is linear in both features: it sees every point once, not once a neighbour
         points = F.linear(features, of_offset)
         shared = F.linear(ops.gather_points(features, centers), of_center - of_offset)  # (B, M, out_dim)
-        x = on_rows(self.mlp[1:], ops.gather_points(points, neighbors) + shared[:, :, None])
-        return group_max(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return group_max(self.mlp[1:](ops.gather_points(points, neighbors) + shared[:, :, None]))
 
 
 def groups(xyz: Tensor, centers: Tensor, num_neighbors: int) -> Tensor:

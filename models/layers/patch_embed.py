@@ -45,7 +45,7 @@ class PatchEmbed(nn.Module):
         batch, num_group, size, channels = neighborhood.shape
         points = neighborhood.reshape(-1, channels)  # (B*G*K, in_channels)
         x = self._looking(points, size) if self._only_looks() else self._learning(points, size)  # (B*G*K, C)
-        return features.group_max(x.unflatten(0, (-1, size))).unflatten(0, (batch, num_group))
+        return features.group_max(x.view(batch, num_group, size, -1))
 
     def _learning(self, points: Tensor, size: int) -> Tensor:
         x = self._lift(points).unflatten(0, (-1, size))  # (B*G, K, inner)
@@ -69,7 +69,6 @@ class PatchEmbed(nn.Module):
         coordinates = points.shape[1] == 3 and points.dtype == torch.float32 and not points.requires_grad
         if not (coordinates and dtype in features.TYPES and type(linear) is nn.Linear and features.fits(norm, points)):
             return self.first[:3](points)
-        assert isinstance(norm, nn.BatchNorm1d)
         return features.lift_norm_relu(points, linear, norm, dtype)
 
     def _join_maximum(self, x: Tensor, norm: nn.Module | None = None) -> tuple[Tensor, Tensor]:
@@ -88,7 +87,6 @@ class PatchEmbed(nn.Module):
         """The rest of the second MLP: (patches, K, outer), (patches, outer) -> (patches * K, C)."""
         norm, linear = self.second[1], self.second[3]
         if features.fits(norm, points):
-            assert isinstance(norm, nn.BatchNorm1d)
             return features.norm_relu_linear(points, norm, linear, patch)
         return self.second[1:](points.add_(patch[:, None]).flatten(0, 1))
 

@@ -8,6 +8,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from extensions import features
+
 Init = Literal["torch", "glorot"]
 
 
@@ -29,12 +31,21 @@ class Dense(nn.Module):
         self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(x)
+        if self.fuses(x):
+            return self.norm_relu(x)
         x = self.normed(x)
         return x.relu_() if self.relu else x
 
+    def fuses(self, x: Tensor) -> bool:
+        """Whether norm and ReLU are one pass over what the linear layer gives."""
+        return self.relu and self.norm is not None and features.fits(self.norm, x.flatten(0, -2))
+
+    def norm_relu(self, x: Tensor) -> Tensor:
+        assert self.norm is not None
+        return features.norm_relu(x.flatten(0, -2), self.norm).view_as(x)
+
     def normed(self, x: Tensor) -> Tensor:
-        """Without the ReLU."""
-        x = self.linear(x)
         return x if self.norm is None else self.norm(x.flatten(0, -2)).view_as(x)
 
 
@@ -57,15 +68,16 @@ def dense_stack(
 
 
 def pooled(stack: nn.Sequential, x: Tensor) -> Tensor:
-    """Maximum over the points (B, N, C) -> (B, C') of what a stack makes of them. Its last ReLU comes after the
-    maximum, which changes nothing but works on N times fewer numbers."""
+    """Maximum over the points (B, N, C) -> (B, C') of what a stack makes of them. A last ReLU that would be a pass of
+    its own comes after the maximum, which changes nothing but works on N times fewer numbers."""
     *first, last = stack
     assert isinstance(last, Dense) and last.relu
     for layer in first:
         x = layer(x)
-    x = last.normed(x)
-    # where a gradient is wanted, the index of the maximum is kept for it instead of all of x
-    return (x.max(dim=1).values if x.requires_grad else x.amax(dim=1)).relu()
+    x = last.linear(x)
+    if last.fuses(x):
+        return features.group_max(last.norm_relu(x))
+    return features.group_max(last.normed(x)).relu()
 
 
 def init_glorot(module: nn.Module) -> None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from extensions import ops
+from models.layers.rows import Rows
 
 
 class FeaturePropagation(nn.Module):
@@ -22,7 +23,7 @@ class FeaturePropagation(nn.Module):
         super().__init__()
         sizes = (own_channels + channels, *widths)
         layers = [(nn.Linear(i, o), nn.BatchNorm1d(o), nn.ReLU()) for i, o in pairwise(sizes)]
-        self.mlp = nn.Sequential(*(module for layer in layers for module in layer))
+        self.mlp = Rows(*(module for layer in layers for module in layer))
         self.own_channels = own_channels
 
     def forward(self, points: Tensor, centers: Tensor, features: Tensor, own: Tensor | None = None) -> Tensor:
@@ -36,7 +37,7 @@ class FeaturePropagation(nn.Module):
         x = ops.three_interpolate(F.linear(features, of_features, first.bias), indices, weights)
         if own is not None:
             x = x + F.linear(own, of_own)
-        return self.mlp[1:](x.flatten(0, 1)).unflatten(0, points.shape[:2])
+        return self.mlp[1:](x)
 
 
 class TokenPropagation(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from extensions import ops
 from extensions.features import group_max
-from models.layers.rows import linear_norm, on_rows
+from models.layers.rows import Rows, linear_norm
 from utils.errors import UserError
 
 
@@ -80,7 +80,7 @@ class TransitionDown(nn.Module):
 
     def __init__(self, dim: int, out_dim: int):
         super().__init__()
-        self.mlp = nn.Sequential(*linear_norm(3 + dim, out_dim), *linear_norm(out_dim, out_dim))
+        self.mlp = Rows(*linear_norm(3 + dim, out_dim), *linear_norm(out_dim, out_dim))
 
     def forward(self, features: Tensor, level: Level) -> Tensor:
         """(B, N, C) -> (B, M, out_dim)."""
@@ -91,8 +91,7 @@ class TransitionDown(nn.Module):
         of_offset, of_features = first.weight.split([3, features.shape[-1]], dim=1)
         # a point is neighbour of several: its features go through the layer once
         x = ops.gather_points(F.linear(features, of_features, first.bias), neighbors) + F.linear(offset, of_offset)
-        x = on_rows(self.mlp[1:], x)  # (B, M, K, out_dim)
-        return group_max(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return group_max(self.mlp[1:](x))  # over (B, M, K, out_dim)
 
 
 class TransitionUp(nn.Module):
@@ -106,7 +105,7 @@ class TransitionUp(nn.Module):
         """(B, M, coarse_dim), (B, M, 3), (B, N, dim), (B, N, 3) -> (B, N, dim)."""
         distances, indices = ops.three_nn(xyz, coarse_xyz)
         weights = ops.three_nn_weights(distances, "inverse_squared")
-        return ops.three_interpolate(on_rows(self.coarse, coarse), indices, weights) + on_rows(self.fine, fine)
+        return ops.three_interpolate(self.coarse(coarse), indices, weights) + self.fine(fine)
 
 
 def _two_layers(inputs: int, width: int) -> nn.Sequential:

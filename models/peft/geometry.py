@@ -78,7 +78,7 @@ class SharedAttention(nn.Module):
         """(B, R, C), (B, S, K) -> one vector a neighbourhood (B, S, C)."""
         seen = self.attention.among(self.norm(rows), index)
         members = ops.gather_points(rows, index) + drop_path(seen.flatten(0, 1)).view(seen.shape)
-        pooled = group_max(members.flatten(0, 1)).unflatten(0, members.shape[:2])
+        pooled = group_max(members)
         return pooled + members.mean(dim=2) if self.pooling == "mean_max" else pooled
 
 

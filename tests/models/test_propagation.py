@@ -4,6 +4,7 @@ import torch
 
 from extensions import ops
 from models.layers.propagation import FeaturePropagation
+from models.layers.rows import Rows
 
 
 def plain(layer, points, centers, features, own):
@@ -25,7 +26,7 @@ def test_equals_interpolating_first():
 def test_a_centre_keeps_its_feature_and_fewer_than_three_centres_do():
     centers, features = torch.rand(1, 2, 3), torch.randn(1, 2, 4)
     layer = FeaturePropagation(4, (4,))
-    layer.mlp = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    layer.mlp = Rows(torch.nn.Linear(4, 4))
     torch.nn.init.eye_(layer.mlp[0].weight)  # type: ignore[arg-type]
     torch.nn.init.zeros_(layer.mlp[0].bias)  # type: ignore[arg-type]
     torch.testing.assert_close(layer(centers, centers, features), features, atol=1e-5, rtol=0)

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from extensions import ops
 from models.layers.offset_attention import NeighborEmbedding
-from models.layers.rows import on_rows
 from models.layers.vector_attention import TransitionDown, TransitionUp, VectorAttention
 from models.pct import PCTClassifier
 from models.point_transformer import PointTransformerSegmenter
@@ -50,19 +49,24 @@ def plain_attention(layer: VectorAttention, features: Tensor, xyz: Tensor, k: in
     return layer.leave(torch.einsum("bmnf,bmnf->bmf", weights, value + position)) + features
 
 
+def one_by_one(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """(..., C) -> (..., C'), every module by itself."""
+    return nn.Sequential(*layers)(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+
+
 def plain_down(layer: TransitionDown, features: Tensor, xyz: Tensor, number: int, k: int) -> tuple[Tensor, Tensor]:
     center = take(xyz, ops.farthest_point_sample(xyz, number))
     neighbors = nearest(center, xyz, k)[1]
     x = torch.cat([take(xyz, neighbors) - center[:, :, None], take(features, neighbors)], dim=-1)
-    return center, on_rows(layer.mlp, x).max(dim=2).values
+    return center, one_by_one(layer.mlp, x).max(dim=2).values
 
 
 def plain_up(layer: TransitionUp, coarse: Tensor, coarse_xyz: Tensor, fine: Tensor, xyz: Tensor) -> Tensor:
     distances, indices = nearest(xyz, coarse_xyz, 3)
     weights = 1 / (distances + 1e-8)
     weights = weights / weights.sum(dim=-1, keepdim=True)
-    carried = (take(on_rows(layer.coarse, coarse), indices) * weights[..., None]).sum(dim=2)
-    return carried + on_rows(layer.fine, fine)
+    carried = (take(one_by_one(layer.coarse, coarse), indices) * weights[..., None]).sum(dim=2)
+    return carried + one_by_one(layer.fine, fine)
 
 
 def plain_point_transformer(model: PointTransformerSegmenter, points: Tensor, category: Tensor) -> Tensor:
@@ -89,23 +93,23 @@ def plain_groups(layer: NeighborEmbedding, xyz: Tensor, x: Tensor, number: int, 
     center = take(xyz, centers)
     around, own = take(x, nearest(center, xyz, k)[1]), take(x, centers)[:, :, None]
     joined = torch.cat([around - own, own.expand_as(around)], dim=-1)
-    return center, on_rows(layer.mlp, joined).max(dim=2).values
+    return center, one_by_one(layer.mlp, joined).max(dim=2).values
 
 
 def plain_pct(model: PCTClassifier, points: Tensor, category: Tensor) -> Tensor:
     encoder: Any = model.encoder
     assert encoder.num_groups is not None
-    xyz, x = points, on_rows(encoder.embed, points)
+    xyz, x = points, one_by_one(encoder.embed, points)
     for layer, number in zip(encoder.groups, encoder.num_groups):
         xyz, x = plain_groups(layer, xyz, x, number, encoder.num_neighbors)
-    skip, x, outputs = x, on_rows(encoder.lift, x), []
+    skip, x, outputs = x, one_by_one(encoder.lift, x), []
     for layer in encoder.layers:
         query, key = layer.attention.query_and_key(x)
         weights = (query @ key.mT).softmax(dim=-1)
         weights = weights / (1e-9 + weights.sum(dim=1, keepdim=True))
-        x = x + on_rows(layer.change, x - (layer.attention.value(x).mT @ weights).mT)
+        x = x + one_by_one(layer.change, x - (layer.attention.value(x).mT @ weights).mT)
         outputs.append(x)
-    return model.head(on_rows(encoder.fuse, torch.cat([*outputs, skip], dim=-1)).max(dim=1).values)
+    return model.head(one_by_one(encoder.fuse, torch.cat([*outputs, skip], dim=-1)).max(dim=1).values)
 
 
 def step(model: nn.Module, forward: Callable[[], Tensor], truth: Tensor) -> Tensor:
