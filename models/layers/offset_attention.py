@@ -43,9 +43,9 @@ class ColumnAttention(SelfAttention):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         weights = (query @ key.mT).softmax(dim=-1)  # (B, N, N), rows sum to 1
-        total = weights.sum(dim=1, keepdim=True)  # (B, 1, N), of the columns
-        # divided after the sum; with the values in front the weights' gradient needs no transposing
-        return ((value.to(weights.dtype).mT @ weights) / (total + TINY)).mT
+        # a column of ones gives the columns' sums; values in front, so that no gradient has to be transposed
+        found = F.pad(value.to(weights.dtype), (0, 1), value=1.0).mT @ weights  # (B, C + 1, N)
+        return (found[:, :-1] / (found[:, -1:] + TINY)).mT
 
 
 class AttentionLayer(nn.Module):
