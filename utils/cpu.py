@@ -14,14 +14,12 @@ EXACT = 1e-6  # relative error of a float32 product; bfloat16 would be at 3e-3
 
 
 def tune() -> list[str]:
-    """Keep freed memory, use large pages, take the faster of two exact matrix products; says what it did."""
+    """Keep freed memory, take the faster of two exact matrix products; says what it did."""
     if os.environ.get("POINTSMITH_TUNE") == "0":
         return ["off (POINTSMITH_TUNE=0)"]
     done = []
     if _keep_memory():
         done.append("allocator keeps memory")
-    if _use_huge_pages():
-        done.append("large pages")
     if _use_onednn():
         done.append("float32 products by oneDNN")
     return done
@@ -36,13 +34,6 @@ def emulates_bfloat16() -> bool:
 def _cpuinfo() -> str:
     path = Path("/proc/cpuinfo")
     return path.read_text() if path.is_file() else ""
-
-
-def _use_huge_pages() -> bool:
-    """PyTorch asks for large pages for large tensors, where the system grants them on request or always."""
-    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    return setting.is_file() and "[never]" not in setting.read_text()
 
 
 def _keep_memory() -> bool:
