@@ -52,7 +52,7 @@ for set in $SETS; do
         override=("runner.epochs=$epochs")
         [ "$set" = capod15 ] || override+=("runner.val_every=$(((epochs + 3) / 4))")
         [ -z "$entries" ] || override+=("peft=$entries")
-        [ -f "$ROOT/$set/cost-$method.json" ] ||
+        [ "$set" != "${SETS%% *}" ] || [ -f "$ROOT/$set/cost-$method.json" ] || # the table has those of the first set
             "$PYTHON" -m tools.bench.peft cost --config "$config" --out "$ROOT/$set/cost-$method.json" "${override[@]}"
         "$PYTHON" main_finetune.py --config "$config" --root "$ROOT" --exp_name "$method" --finetune_model --ckpts "$CKPT" \
             --seeds "$SEEDS" --resume "${override[@]}"

@@ -7,6 +7,7 @@ python -m tools.bench.peft table --root R --configs infomr69 capod15 --methods f
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import resource
 import statistics
@@ -78,10 +79,13 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict, devic
 
 
 def _reset_peak(device: torch.device) -> float:
-    """MB held now; the peak counts from here."""
+    """MB in use now; the peak counts from here."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return 0.0
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:  # what building data and memory bank freed goes back, or a step would use it uncounted
+        trim(0)
     try:
         CLEAR_REFS.write_text("5")
     except OSError:  # another system: the peak of the whole process so far
