@@ -45,7 +45,7 @@ class PatchEmbed(nn.Module):
         batch, num_group, size, channels = neighborhood.shape
         points = neighborhood.reshape(-1, channels)  # (B*G*K, in_channels)
         x = self._looking(points, size) if self._only_looks() else self._learning(points, size)  # (B*G*K, C)
-        return features.group_max(x.view(batch, num_group, size, -1))
+        return features.group_max(x.unflatten(0, (batch, num_group, size)))
 
     def _learning(self, points: Tensor, size: int) -> Tensor:
         x = self._lift(points).unflatten(0, (-1, size))  # (B*G, K, inner)

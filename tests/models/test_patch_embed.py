@@ -50,3 +50,7 @@ def test_without_gradient_the_norms_are_folded_and_nothing_changes(in_channels: 
     model.train()
     with torch.no_grad():
         assert not torch.allclose(model(patches), folded)  # in training the batch tells the statistics
+
+
+def test_no_clouds_no_tokens() -> None:
+    assert PatchEmbed(8, width=4).eval()(torch.zeros(0, 3, 5, 3)).shape == (0, 3, 8)
