@@ -22,13 +22,13 @@ BITS = 3  # of the uniform network whose bytes are the budget
 
 @dataclass
 class Settings:
-    """From the environment, for short versions."""
+    """From the environment, for short versions. epochs, finetune_epochs: 0 as the case has them."""
 
     root: Path = field(default_factory=lambda: Path(os.environ.get("HAQ_ROOT", "experiments/haq")))
     seeds: int = field(default_factory=lambda: int(os.environ.get("SEEDS", "3")))
-    episodes: int = field(default_factory=lambda: int(os.environ.get("EPISODES", "100")))
-    epochs: int = field(default_factory=lambda: int(os.environ.get("EPOCHS", "100")))
-    finetune_epochs: int = field(default_factory=lambda: int(os.environ.get("FINETUNE_EPOCHS", "30")))
+    episodes: int = field(default_factory=lambda: int(os.environ.get("EPISODES", "60")))
+    epochs: int = field(default_factory=lambda: int(os.environ.get("EPOCHS", "0")))
+    finetune_epochs: int = field(default_factory=lambda: int(os.environ.get("FINETUNE_EPOCHS", "0")))
     agents: list[str] = field(
         default_factory=lambda: os.environ.get("AGENTS", "ddpg random greedy evolutionary").split()
     )
@@ -73,10 +73,9 @@ def steps(case: Case, settings: Settings) -> Iterator[Step]:
         command = ["main_finetune.py", "--config", config, "--exp_name", name, *root, *words]
         return Step([*command, *(["--test"] if test else [])], folder)
 
-    short = [f"runner.epochs={settings.finetune_epochs}", f"runner.val_every={min(5, settings.finetune_epochs)}"]
+    long, short = lasting(settings.epochs or case.epochs), lasting(settings.finetune_epochs or case.tuning)
     for seed in range(settings.seeds):
-        own = [f"runner.epochs={settings.epochs}", f"runner.val_every={min(10, settings.epochs)}", "--seed", str(seed)]
-        yield step(case.float_config, f"float-seed{seed}", "--scratch_model", *own)
+        yield step(case.float_config, f"float-seed{seed}", "--scratch_model", *long, "--seed", str(seed))
     for agent in settings.agents:
         words = [f"search.agent={{name: {agent}}}", f"search.episodes={settings.episodes}"]
         words += [f"search.budget={{uniform: {BITS}}}"]
@@ -97,6 +96,11 @@ def steps(case: Case, settings: Settings) -> Iterator[Step]:
         if "ddpg" in settings.agents:
             yield step(case.finetune_config, f"ddpg-seed{seed}", *start, *short, found)
             yield step(case.distill_config, f"ddpg-seed{seed}", *start, *short, found)
+
+
+def lasting(epochs: int) -> list[str]:
+    """So many epochs, ten looks at the held-out data, five where they are few."""
+    return [f"runner.epochs={epochs}", f"runner.val_every={max(epochs // (10 if epochs >= 20 else 5), 1)}"]
 
 
 def run(step: Step) -> None:

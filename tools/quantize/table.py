@@ -21,6 +21,8 @@ class Case:
     float_config: str
     name: str  # of the configurations in cfgs/quantize
     metric: str
+    epochs: int  # of the float network
+    tuning: int  # epochs of everything that starts from it
 
     @property
     def search_config(self) -> str:
@@ -42,24 +44,20 @@ class Case:
 
 
 def _cases() -> dict[str, Case]:
-    parts, classes = "instance_iou", "acc"
-    return {
-        "point_transformer": Case(
-            "Point Transformer, lpsb19_seg",
-            "cfgs/segment/point_transformer_lpsb19_small.yaml",
-            "point_transformer",
-            parts,
-        ),
-        "pct": Case("PCT, lpsb19_seg", "cfgs/segment/pct_lpsb19_small.yaml", "pct", parts),
-        "point_transformer_cls": Case(
-            "Point Transformer, infomr69",
-            "cfgs/finetune/point_transformer_infomr69_small.yaml",
-            "point_transformer_cls",
-            classes,
-        ),
-        "pct_cls": Case("PCT, infomr69", "cfgs/finetune/pct_infomr69_small.yaml", "pct_cls", classes),
-        "point_mae": Case("Point-MAE, lpsb19_seg", "cfgs/segment/lpsb19_seg_small.yaml", "point_mae", parts),
-    }
+    def parts(title: str, config: str, name: str, epochs: int) -> Case:
+        return Case(f"{title}, lpsb19_seg", f"cfgs/segment/{config}.yaml", name, "instance_iou", epochs, tuning=8)
+
+    def classes(title: str, config: str, name: str) -> Case:
+        return Case(f"{title}, infomr69", f"cfgs/finetune/{config}.yaml", name, "acc", epochs=30, tuning=4)
+
+    cases = (
+        parts("Point Transformer", "point_transformer_lpsb19_small", "point_transformer", epochs=100),
+        parts("PCT", "pct_lpsb19_small", "pct", epochs=60),
+        classes("Point Transformer", "point_transformer_infomr69_small", "point_transformer_cls"),
+        classes("PCT", "pct_infomr69_small", "pct_cls"),
+        parts("Point-MAE", "lpsb19_seg_small", "point_mae", epochs=60),
+    )
+    return {case.name: case for case in cases}
 
 
 CASES = _cases()
