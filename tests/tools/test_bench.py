@@ -102,6 +102,7 @@ def test_contenders_of_a_comparison() -> None:
     assert list(contenders("classify", "fp32")) == [
         "published formulation",
         "published formulation, tuned process",
+        "ours fp32, stock process",
         "ours fp32",
     ]
     assert {c.embed for c in contenders("pretrain", "all").values()} == {"all", "visible_only"}

@@ -52,6 +52,7 @@ class Contender:
 def contenders(mode: str, precision: str) -> dict[str, Contender]:
     found = {PUBLISHED: Contender(False, False), f"{PUBLISHED}, tuned process": Contender(False, True)}
     for kind in ("fp32", "bf16") if precision == "all" else (precision,):
+        found[f"ours {kind}, stock process"] = Contender(True, False, kind)
         found[f"ours {kind}"] = Contender(True, True, kind)
         if mode == "pretrain":
             found[f"visible only {kind}"] = Contender(True, True, kind, "visible_only")

@@ -47,14 +47,14 @@ def _cases() -> dict[str, Case]:
     def parts(title: str, config: str, name: str, epochs: int) -> Case:
         return Case(f"{title}, lpsb19_seg", f"cfgs/segment/{config}.yaml", name, "instance_iou", epochs, tuning=8)
 
-    def classes(title: str, config: str, name: str) -> Case:
-        return Case(f"{title}, infomr69", f"cfgs/finetune/{config}.yaml", name, "acc", epochs=30, tuning=4)
+    def classes(title: str, config: str, name: str, epochs: int) -> Case:
+        return Case(f"{title}, infomr69", f"cfgs/finetune/{config}.yaml", name, "acc", epochs, tuning=4)
 
     cases = (
         parts("Point Transformer", "point_transformer_lpsb19_small", "point_transformer", epochs=100),
         parts("PCT", "pct_lpsb19_small", "pct", epochs=60),
-        classes("Point Transformer", "point_transformer_infomr69_small", "point_transformer_cls"),
-        classes("PCT", "pct_infomr69_small", "pct_cls"),
+        classes("Point Transformer", "point_transformer_infomr69_small", "point_transformer_cls", epochs=20),
+        classes("PCT", "pct_infomr69_small", "pct_cls", epochs=30),
         parts("Point-MAE", "lpsb19_seg_small", "point_mae", epochs=60),
     )
     return {case.name: case for case in cases}
