@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from numpy import ndarray
 from torch import Tensor, nn
@@ -59,6 +60,21 @@ class Outcome:
     nominal: float
 
 
+def clouds_to_judge(data: DataSplits, number: int) -> Loader:
+    """0: the held-out clouds; else so many of the training clouds, at most all, spread evenly over them."""
+    if number == 0:
+        if data.val is None:
+            raise UserError(
+                "search: rewards come from held-out data; set data.val_fraction above 0, name data.val, or let "
+                "search.judge_clouds training clouds judge"
+            )
+        return data.val
+    dataset, fit = data.fit_set.dataset, data.fit_set
+    number = min(number, len(dataset))
+    places = np.arange(number) * len(dataset) // number
+    return Loader(dataset.subset(places, dataset.split), fit.batch_size, fit.device)
+
+
 class Problem:
     """L layers are open, each may have one of the widths `allowed`; the section `quantize` settles all others."""
 
@@ -72,12 +88,11 @@ class Problem:
         allowed: Sequence[int],
         wall: Literal["shift", "tail"] = "shift",
         reward_scale: float = 0.1,
+        judge_clouds: int = 0,
         tune: Callable[[nn.Module, list[int]], nn.Module] | None = None,
     ):
-        if data.val is None:
-            raise UserError("search: rewards come from held-out data; set data.val_fraction above 0, or name data.val")
         self.model, self.section, self.task, self.data, self.autocast = model.eval(), section, task, data, autocast
-        self.val: Loader = data.val
+        self.clouds = clouds_to_judge(data, judge_clouds)
         self.allowed, self.wall, self.fill = sorted(set(allowed)), wall, True
         self.reward_scale, self.tune = reward_scale, tune
         self.quantizer = Remembering(section.quantizer)
@@ -168,9 +183,9 @@ class Problem:
         return model.eval()
 
     def judge(self, model: nn.Module) -> float:
-        """The watched figure over the whole of the held-out data."""
+        """The watched figure over all clouds that judge."""
         with parametrize.cached():
-            figures = self.task.evaluate(model, self.val, self.data, self.autocast)
+            figures = self.task.evaluate(model, self.clouds, self.data, self.autocast)
         return float(figures[self.task.watch])
 
     def finish(self, bits: Sequence[int]) -> Outcome:
@@ -199,7 +214,7 @@ class Problem:
 
     @torch.no_grad()
     def sensitivities(self, progress: Callable[[int, int], None] | None = None) -> list[dict[int, float]]:
-        """Mean squared change of the network's outputs on some held-out clouds when one layer alone is quantized."""
+        """Mean squared change of the outputs for some of the clouds that judge when one layer alone is quantized."""
         if not hasattr(self, "_sensitivities"):
             batch = self._some_clouds()
             truth = self._outputs(self.model, batch)
@@ -217,14 +232,14 @@ class Problem:
         return self._sensitivities
 
     def _some_clouds(self) -> dict[str, Tensor]:
-        dataset = self.val.dataset
+        dataset = self.clouds.dataset
         batch = dataset.fetch(range(min(SENSITIVITY_CLOUDS, len(dataset))))
-        batch = {key: value.to(self.val.device) for key, value in batch.items()}
-        return apply_all(self.data.eval_transform, batch, BatchRandom(0, self.val.device, rank=0, world=1))
+        batch = {key: value.to(self.clouds.device) for key, value in batch.items()}
+        return apply_all(self.data.eval_transform, batch, BatchRandom(0, self.clouds.device, rank=0, world=1))
 
     def _outputs(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         recorder = Recorder(model.eval()).eval()
         inner = getattr(self.task, "task", self.task)
         with evaluating(self.autocast):
-            inner.losses(recorder, batch, BatchRandom(0, self.val.device, rank=0, world=1))
+            inner.losses(recorder, batch, BatchRandom(0, self.clouds.device, rank=0, world=1))
         return logits_of(recorder.output)

@@ -37,7 +37,7 @@ class Search:
     """Section `search`. agent: who chooses. bits: widths that a layer may have. episodes: for agents without a number
     of their own. wall: `shift` all layers alike until they fit, or lower them from the `tail`, as published.
     tune_epochs: train every policy so long before it is judged (published: 1). reward_scale: reward for a percent above
-    the float network."""
+    the float network. judge_clouds: so many training clouds judge a policy, where few are held out (0: those judge)."""
 
     def __init__(
         self,
@@ -48,23 +48,27 @@ class Search:
         wall: Literal["shift", "tail"] = "shift",
         tune_epochs: int = 0,
         reward_scale: float = 0.1,
+        judge_clouds: int = 0,
     ):
         self.agent: Agent = AGENTS.build(agent, "search.agent")
         self.name, self.budget = agent["name"], budget
         self.bits = [2, 3, 4, 5, 6, 8] if bits is None else bits
         if not self.bits or not all(1 <= each <= 8 for each in self.bits):
             raise UserError(f"search.bits: {self.bits}; name widths from 1 to 8")
-        if episodes < 1 or tune_epochs < 0:
-            raise UserError(f"search: episodes {episodes} must be 1 or more, tune_epochs {tune_epochs} 0 or more")
+        for name, value, least in (
+            ("episodes", episodes, 1), ("tune_epochs", tune_epochs, 0), ("judge_clouds", judge_clouds, 0),
+        ):  # fmt: skip
+            if value < least:
+                raise UserError(f"search.{name}: {value}; use at least {least}")
         self.episodes, self.wall = episodes, wall
-        self.tune_epochs, self.reward_scale = tune_epochs, reward_scale
+        self.tune_epochs, self.reward_scale, self.judge_clouds = tune_epochs, reward_scale, judge_clouds
 
 
 class Progress:
     """Episodes done, the best of them, everything that a continuation needs."""
 
-    def __init__(self, experiment: Experiment, watch: str, float_metric: float):
-        self.experiment, self.watch, self.float_metric = experiment, watch, float_metric
+    def __init__(self, experiment: Experiment, watch: str, judges: str, float_metric: float):
+        self.experiment, self.watch, self.judges, self.float_metric = experiment, watch, judges, float_metric
         self.log, self.path = get_logger(), experiment.folder / LOG
         self.done, self.seconds, self.best_episode = 0, 0.0, 0
         self.best: Outcome | None = None
@@ -77,8 +81,9 @@ class Progress:
             self.best, self.best_episode = outcome, episode
         assert self.best is not None
         left = self.seconds / self.done * (total - self.done)
+        figure = f"{self.judges}/{self.watch} {outcome.metric:.2f} (float {self.float_metric:.2f})"
         self.log.info(
-            f"episode {episode + 1}/{total}  val/{self.watch} {outcome.metric:.2f} (float {self.float_metric:.2f})  "
+            f"episode {episode + 1}/{total}  {figure}  "
             f"{outcome.bytes:,} bytes  reward {outcome.reward:+.3f}  best {self.best.metric:.2f} in episode "
             f"{self.best_episode + 1}  {f'{duration(left)} left' if self.done < total else 'done'}"
         )
@@ -112,14 +117,17 @@ def run_search(
     resume: bool,
     tune: Callable[[nn.Module, list[int]], nn.Module] | None = None,
 ) -> list[dict]:
-    """Search, write policy.yaml, return rows: the best policy on held-out and on test data, quantized and not tuned."""
+    """Search, write policy.yaml, return rows: the best policy on what judged it and on test data, not tuned."""
     started = time.monotonic()
-    problem = Problem(model, quantization, task, data, autocast, section.bits, section.wall, section.reward_scale, tune)
+    problem = Problem(
+        model, quantization, task, data, autocast, section.bits, section.wall, section.reward_scale,
+        section.judge_clouds, tune,
+    )  # fmt: skip
     target = problem.set_budget(**budget(**section.budget))
     agent, log = section.agent, get_logger()
     agent.prepare(problem, seed)
     total = section.episodes if agent.episodes is None else agent.episodes
-    progress = Progress(experiment, task.watch, problem.float_metric)
+    progress = Progress(experiment, task.watch, "train" if section.judge_clouds else "val", problem.float_metric)
     if resume:
         state = read_checkpoint(experiment.last)
         check_unchanged(state.get("config", {}), config)
@@ -188,8 +196,8 @@ def write_best(
     about = {
         "found_by": section.name,
         "episode": progress.best_episode + 1,
-        f"val_{progress.watch}": round(best.metric, 4),
-        f"float_val_{progress.watch}": round(progress.float_metric, 4),
+        f"{progress.judges}_{progress.watch}": round(best.metric, 4),
+        f"float_{progress.judges}_{progress.watch}": round(progress.float_metric, 4),
         "bytes": best.bytes,
         "quantizer": config["quantize"].get("quantizer") or {"name": "kmeans"},
     }
@@ -217,6 +225,7 @@ def result_rows(
         "protocol": f"{section.name}, {size_note(best.bytes, problem.sizes.float_file())}",
     }
     get_logger().info(f"best policy: {progress.experiment.folder / POLICY}")
-    rows: list[dict] = [{"metric": task.watch, "value": best.metric, "split": "val", **note}]
+    rows: list[dict] = [{"metric": task.watch, "value": best.metric, "split": progress.judges, **note}]
     rows += [{**row, **note} for row in task.conclude(problem.build(problem.policy(best.bits)), data, autocast)]
-    return [{**row, "selection": f"best of {progress.done} episodes on val"} for row in rows]
+    judges = f"{len(problem.clouds.dataset)} {progress.judges} clouds"
+    return [{**row, "selection": f"best of {progress.done} episodes on {judges}"} for row in rows]

@@ -135,21 +135,18 @@ def line(label: str, folders: list[Path], case: Case) -> Line | None:
 
 
 def searches(case: Case, root: Path, agents: list[str]) -> list[str]:
-    """One sentence a search: figures on held-out data, episodes, time."""
+    """One sentence a search: its best figure, on what, time."""
     said = []
     for agent in agents:
         folder = case.policy(root, agent).parent
         if (folder / "results.json").is_file():
-            row = next(r for r in read_results(folder)["rows"] if r["split"] == "val")
-            said.append(
-                f"{agent}: {row['value']:.2f} on held-out data, {row['episodes']} episodes, "
-                f"{duration(row['search_seconds'])}"
-            )
+            row = read_results(folder)["rows"][0]
+            said.append(f"{agent}: {row['value']:.2f} ({row['selection']}), {duration(row['search_seconds'])}")
     return said
 
 
 def episodes(case: Case, root: Path, agent: str) -> list[tuple[float, float]]:
-    """(kilobytes, figure on held-out data) of every policy that was tried."""
+    """(kilobytes, figure on what judges) of every policy that was tried."""
     path = case.policy(root, agent).parent / "search.jsonl"
     if not path.is_file():
         return []
