@@ -55,11 +55,8 @@ class Search:
         self.bits = [2, 3, 4, 5, 6, 8] if bits is None else bits
         if not self.bits or not all(1 <= each <= 8 for each in self.bits):
             raise UserError(f"search.bits: {self.bits}; name widths from 1 to 8")
-        for name, value, least in (
-            ("episodes", episodes, 1), ("tune_epochs", tune_epochs, 0), ("judge_clouds", judge_clouds, 0),
-        ):  # fmt: skip
-            if value < least:
-                raise UserError(f"search.{name}: {value}; use at least {least}")
+        if episodes < 1:
+            raise UserError(f"search.episodes: {episodes}; use at least 1")
         self.episodes, self.wall = episodes, wall
         self.tune_epochs, self.reward_scale, self.judge_clouds = tune_epochs, reward_scale, judge_clouds
 

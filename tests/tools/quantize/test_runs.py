@@ -155,9 +155,22 @@ def test_rounded_inputs_train(start, tmp_path) -> None:
     assert ranges and any(float(value) != 6 for value in ranges)
 
 
+def test_training_clouds_may_judge(start, tmp_path) -> None:
+    path = written(start, tmp_path, search={**SEARCH, "judge_clouds": 5}, **{"data.val_fraction": 0})
+    assert run("finetune", path, "--ckpts", start[2]) == 0
+    row = rows_of(folder_of(path))[0]
+    assert row["split"] == "train" and row["selection"] == "best of 3 episodes on 5 train clouds"
+    assert row["value"] % 20 == pytest.approx(0)  # one of five clouds is 20 percent
+    every = problem(start, judge_clouds=10_000)
+    assert len(every.clouds.dataset) == len(every.data.fit_set.dataset)
+    few = problem(start, judge_clouds=4).clouds.dataset
+    assert len(set(few.index.tolist())) == 4 and set(few.index) <= set(every.clouds.dataset.index)
+
+
 @pytest.mark.parametrize(
     "changes, said",
     [
+        ({"search": {**SEARCH, "judge_clouds": -1}}, "search.judge_clouds: -1; use 0 or more"),
         ({"quantize": {"bist": 3}}, "Did you mean 'bits'"),
         ({"quantize": {"quantizer": {"name": "kmean"}}}, "Did you mean 'kmeans'"),
         ({"quantize": {"policy": "none.yaml"}}, "none.yaml: no such file"),
