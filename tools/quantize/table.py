@@ -48,7 +48,7 @@ def _cases() -> dict[str, Case]:
         return Case(f"{title}, lpsb19_seg", f"cfgs/segment/{config}.yaml", name, "instance_iou", epochs, tuning=8)
 
     def classes(title: str, config: str, name: str, epochs: int) -> Case:
-        return Case(f"{title}, infomr69", f"cfgs/finetune/{config}.yaml", name, "acc", epochs, tuning=4)
+        return Case(f"{title}, infomr69", f"cfgs/finetune/{config}.yaml", name, "acc", epochs, tuning=3)
 
     cases = (
         parts("Point Transformer", "point_transformer_lpsb19_small", "point_transformer", epochs=100),
