@@ -53,7 +53,7 @@ def _cases() -> dict[str, Case]:
     cases = (
         parts("Point Transformer", "point_transformer_lpsb19_small", "point_transformer", epochs=100),
         parts("PCT", "pct_lpsb19_small", "pct", epochs=60),
-        classes("Point Transformer", "point_transformer_infomr69_small", "point_transformer_cls", epochs=20),
+        classes("Point Transformer", "point_transformer_infomr69_small", "point_transformer_cls", epochs=15),
         classes("PCT", "pct_infomr69_small", "pct_cls", epochs=30),
         parts("Point-MAE", "lpsb19_seg_small", "point_mae", epochs=60),
     )
