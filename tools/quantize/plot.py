@@ -11,7 +11,9 @@ from typing import Any
 from tools.draw import PALETTE
 from utils.errors import UserError
 
+Spot = tuple[float, float]
 WIDTH, HEIGHT = 900, 560
+LETTER = 6.0  # pixels across
 LEFT, RIGHT, TOP, BOTTOM = 70, 30, 50, 60
 
 
@@ -54,14 +56,29 @@ def draw_plot(
         if series.points:
             across = LEFT + 10 + 150 * number
             _dot(pen, (across, HEIGHT - 18), 4, color)
-            pen.text((across + 10, HEIGHT - 24), f"{series.name}, held-out", fill="black")
+            pen.text((across + 10, HEIGHT - 24), f"{series.name}, as judged", fill="black")
     pen.line([place(x, y) for x, y, _ in pareto(named)], fill=(120, 120, 120), width=1)
-    for x, y, name in named:
-        spot = place(x, y)
-        _dot(pen, spot, 5, (30, 30, 30))
-        pen.text((min(spot[0] + 8, WIDTH - 7 * len(name)), spot[1] - 14), name, fill="black")
+    for x, y, _ in named:
+        _dot(pen, place(x, y), 5, (30, 30, 30))
+    for spot, label_spot, name in labels([(place(x, y), f"{name}: {y:.1f}") for x, y, name in named]):
+        near = label_spot[0] - 3 if label_spot[0] > spot[0] else label_spot[0] + LETTER * len(name)
+        pen.line([spot, (near, label_spot[1] + 6)], fill=(120, 120, 120))
+        pen.text(label_spot, name, fill="black")
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path)
+
+
+def labels(dots: Sequence[tuple[Spot, str]]) -> list[tuple[Spot, Spot, str]]:
+    """Dot, upper left corner of its text, text: from above down, no text over another one."""
+    placed: list[tuple[Spot, Spot, str]] = []
+    for dot, name in sorted(dots, key=lambda each: each[0][1]):
+        width = LETTER * len(name)
+        x, y = (dot[0] + 14 if dot[0] + 14 + width < WIDTH else dot[0] - 14 - width), dot[1] - 6
+        for _, (left, top), other in placed:
+            if left < x + width and x < left + LETTER * len(other):
+                y = max(y, top + 13)
+        placed.append((dot, (x, y), name))
+    return placed
 
 
 class Scale:

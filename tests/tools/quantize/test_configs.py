@@ -11,7 +11,7 @@ from models import MODELS
 from tools.build import check_config
 from tools.cli import main
 from tools.quantize.check import with_policy
-from tools.quantize.plot import pareto
+from tools.quantize.plot import labels, pareto
 from tools.quantize.reproduce import Settings, steps, without_start
 from tools.quantize.table import CASES, write_tables
 from utils.config import load_config, to_plain
@@ -69,6 +69,14 @@ def test_the_table_and_the_plot(tmp_path) -> None:
     picture = (tmp_path / "pareto_point_mae.png").read_bytes()
     assert picture.startswith(b"\x89PNG") and len(picture) > 1000
     assert pareto([(1, 5, "a"), (2, 4, "b"), (3, 6, "c"), (1, 3, "d")]) == [(1, 5, "a"), (3, 6, "c")]
+
+
+def test_no_text_covers_another() -> None:
+    dots = [((100.0, 200.0), "one"), ((100.0, 198.0), "two"), ((102.0, 200.0), "three"), ((890.0, 200.0), "away")]
+    placed = {name: corner for _, corner, name in labels(dots)}
+    heights = sorted(placed[name][1] for name in ("one", "two", "three"))
+    assert heights[1] - heights[0] >= 13 and heights[2] - heights[1] >= 13
+    assert placed["away"][1] == 194 and placed["away"][0] < 890 - 24
 
 
 def test_a_search_of_the_quick_start(tmp_path) -> None:
