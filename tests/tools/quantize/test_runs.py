@@ -6,6 +6,7 @@ import builtins
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -156,7 +157,8 @@ def test_rounded_inputs_train(start, tmp_path) -> None:
 
 
 def test_training_clouds_may_judge(start, tmp_path) -> None:
-    path = written(start, tmp_path, search={**SEARCH, "judge_clouds": 5}, **{"data.val_fraction": 0})
+    changes: dict[str, Any] = {"search": {**SEARCH, "judge_clouds": 5}, "data.val_fraction": 0}
+    path = written(start, tmp_path, **changes)
     assert run("finetune", path, "--ckpts", start[2]) == 0
     row = rows_of(folder_of(path))[0]
     assert row["split"] == "train" and row["selection"] == "best of 3 episodes on 5 train clouds"
