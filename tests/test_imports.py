@@ -20,7 +20,7 @@ MAY_IMPORT = {
 PROGRAM = {"tools", *MAY_IMPORT["tools"]}  # main_*.py
 FOREIGN = ("timm", "torchvision")
 HEAVY = ("scipy", "sklearn", "h5py", "matplotlib", "tensorboard", "open3d")
-SECONDS = 3.0
+SECONDS = 1.0
 
 
 def core_files() -> list[Path]:
@@ -87,11 +87,13 @@ print(json.dumps({{"cuda": torch.cuda.is_initialized(), "loaded": list(sys.modul
 
 
 def test_importing_is_quick() -> None:
-    """Processor time, so that a busy machine does not matter; torch itself is most of it."""
+    """What comes on top of torch, in processor time: how long torch itself takes depends on what else runs."""
     code = """
 import json, sys, time
+import torch
+started = time.process_time()
 import models, datasets, tools, utils, extensions
 import models.point_mae, datasets.loader, tools.build, extensions.ops
-print(json.dumps({"seconds": time.process_time(), "cuda": sys.modules["torch"].cuda.is_initialized()}))
+print(json.dumps({"seconds": time.process_time() - started, "cuda": sys.modules["torch"].cuda.is_initialized()}))
 """
     assert any(not (found := run(code))["cuda"] and found["seconds"] < SECONDS for _ in range(3))  # the best of three
