@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Any, TypeGuard
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from extensions import library
@@ -51,27 +52,23 @@ def norm_relu(x: Tensor, norm: nn.BatchNorm1d) -> Tensor:
     return y
 
 
-def norm_relu_linear(x: Tensor, norm: nn.BatchNorm1d, linear: nn.Module, shared: Tensor | None = None) -> Tensor:
+def plain(linear: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether this layer computes as nn.Linear does, and nothing watches it."""
+    hooks = linear._forward_hooks or linear._forward_pre_hooks
+    return isinstance(linear, nn.Linear) and type(linear).forward is nn.Linear.forward and not hooks
+
+
+def norm_relu_linear(x: Tensor, norm: nn.BatchNorm1d, linear: nn.Linear, shared: Tensor | None = None) -> Tensor:
     """linear(relu(norm(x))) of (rows, C) or, with `shared` (patches, C), of (patches, K, C) plus what a patch shares;
-    where `fits` allows. Returns (rows, D). What goes into the linear layer is not kept but made again for backward."""
+    where norm `fits` and linear is `plain`. Returns (rows, D), in the dtype of x. What goes into the linear layer is
+    not kept but made again for backward, in memory that its gradient then takes."""
     size = 1 if shared is None else x.shape[1]
     x = x.flatten(0, -2).contiguous()
     shared = None if shared is None else shared.to(x.dtype).contiguous()
-    y, mean, variance = _NormRelu.apply(x, shared, norm.weight, norm.bias, norm.eps, size)
-    track(norm, mean, variance, len(y))
-    inputs = (x.detach(), None if shared is None else shared.detach(), size, norm.weight.detach(), norm.bias.detach())
-    place, found = y.data_ptr(), kernels(x)
-
-    def pack(tensor: Tensor) -> Any:
-        return (tensor.shape, tensor.stride()) if tensor.data_ptr() == place else tensor
-
-    def unpack(kept: Any) -> Tensor:
-        if isinstance(kept, Tensor):
-            return kept
-        return found.norm_relu(*inputs, mean, torch.rsqrt(variance + norm.eps)).as_strided(*kept)
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        return linear(y)
+    weight, bias = linear.weight.to(x.dtype), None if linear.bias is None else linear.bias.to(x.dtype)
+    out, mean, variance = _NormReluLinear.apply(x, shared, size, norm.weight, norm.bias, norm.eps, weight, bias)
+    track(norm, mean, variance, len(x))
+    return out
 
 
 def lift_norm_relu(points: Tensor, linear: nn.Linear, norm: nn.BatchNorm1d, dtype: torch.dtype) -> Tensor:
@@ -120,6 +117,29 @@ class _NormRelu(torch.autograd.Function):
         arguments = (grad.contiguous(), x, shared, ctx.size, weight, bias, mean, inverse)
         grad_x, grad_shared, grad_weight, grad_bias = found.norm_relu_backward(*arguments)
         return grad_x, grad_shared, grad_weight, grad_bias, None, None
+
+
+class _NormReluLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, shared, size, norm_weight, norm_bias, eps, weight, bias):
+        found = kernels(x)
+        mean, variance = found.norm_statistics(x, shared, size)
+        affine = norm_weight, norm_bias, mean, torch.rsqrt(variance + eps)
+        ctx.save_for_backward(x, shared, weight, *affine)
+        ctx.size, ctx.has_bias = size, bias is not None
+        ctx.mark_non_differentiable(mean, variance)
+        return F.linear(found.norm_relu(x, shared, size, *affine), weight, bias), mean, variance
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        x, shared, weight, *affine = ctx.saved_tensors
+        found = kernels(x)
+        y = found.norm_relu(x, shared, ctx.size, *affine)
+        grad_weight = grad.T @ y if ctx.needs_input_grad[6] else None
+        grad_bias = grad.sum(0) if ctx.has_bias else None
+        grad_y = torch.mm(grad, weight, out=y)
+        grad_x, grad_shared, *grad_affine = found.norm_relu_backward(grad_y, x, shared, ctx.size, *affine, into=grad_y)
+        return grad_x, grad_shared, None, *grad_affine, None, grad_weight, grad_bias
 
 
 class _Lift(torch.autograd.Function):

@@ -229,9 +229,11 @@ class FeatureKernels(Functions):
         return y
 
     def norm_relu_backward(
-        self, grad: Tensor, x: Tensor, shared: Tensor | None, size: int, *affine: Tensor
+        self, grad: Tensor, x: Tensor, shared: Tensor | None, size: int, *affine: Tensor, into: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        grad_x, grad_shared = torch.empty_like(x), None if shared is None else torch.empty_like(shared)
+        """into: memory for the gradient of x, which may be that of grad."""
+        grad_x = torch.empty_like(x) if into is None else into
+        grad_shared = None if shared is None else torch.empty_like(shared)
         gradients = grad_x, grad_shared, torch.empty(x.shape[1]), torch.empty(x.shape[1])
         self.call("norm_relu_backward", grad, x, shared, len(x), size, x.shape[1], _half(x), *affine, *gradients)
         return gradients

@@ -67,7 +67,7 @@ class PatchEmbed(nn.Module):
         linear, norm = self.first[0], self.first[1]
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
         coordinates = points.shape[1] == 3 and points.dtype == torch.float32 and not points.requires_grad
-        if not (coordinates and dtype in features.TYPES and type(linear) is nn.Linear and features.fits(norm, points)):
+        if not (coordinates and dtype in features.TYPES and features.plain(linear) and features.fits(norm, points)):
             return self.first[:3](points)
         return features.lift_norm_relu(points, linear, norm, dtype)
 
@@ -86,7 +86,7 @@ class PatchEmbed(nn.Module):
     def _norm_relu_linear(self, points: Tensor, patch: Tensor) -> Tensor:
         """The rest of the second MLP: (patches, K, outer), (patches, outer) -> (patches * K, C)."""
         norm, linear = self.second[1], self.second[3]
-        if features.fits(norm, points):
+        if features.fits(norm, points) and features.plain(linear):
             return features.norm_relu_linear(points, norm, linear, patch)
         return self.second[1:](points.add_(patch[:, None]).flatten(0, 1))
 
