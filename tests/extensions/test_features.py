@@ -130,6 +130,11 @@ def test_what_the_modules_must_do_themselves(monkeypatch) -> None:
     assert not features.fits(nn.BatchNorm1d(5).eval(), x) and not features.fits(nn.BatchNorm1d(5, momentum=None), x)
     norm.register_forward_hook(lambda *_: None)
     assert not features.fits(norm, x)
+    model, seen = PatchEmbed(24), []
+    assert features.plain(model.second[3]) and not features.plain(nn.Bilinear(2, 2, 2))
+    model.second[3].register_forward_hook(lambda module, *_: seen.append(module))
+    model(torch.randn(2, 4, 6, 3))
+    assert seen == [model.second[3]]
     patches = torch.randn(2, 4, 6, 3, requires_grad=True)
     PatchEmbed(24)(patches).sum().backward()
     assert patches.grad is not None
