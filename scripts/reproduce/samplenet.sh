@@ -55,9 +55,8 @@ if [[ $PARTS == *classify* ]]; then
             for plain in random fps; do
                 check classify_$DATA "$plain-$m-seed$seed" "$seed" "$net" "model.sampler={name: $plain, num_out: $m}"
             done
-            # free points that are not projected must be held to the cloud: alpha 3 chosen among 3 and 30 on validation
             train classify_$DATA "snet-$m-seed$seed" "$seed" "${short[@]}" "model.sampler.num_out=$m" \
-                model.sampler.project=false model.sampler.alpha=3
+                model.sampler.project=false
             train classify_$DATA "samplenet-$m-seed$seed" "$seed" "${short[@]}" "model.sampler.num_out=$m"
             check progressive_$DATA "progressive-$m-seed$seed" "$seed" \
                 "$ROOT/progressive_$DATA/seed$seed/ckpt-best.pth" "model.sampler.eval_size=$m"
