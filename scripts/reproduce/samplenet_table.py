@@ -37,11 +37,13 @@ def collect(root: Path, configs: tuple[str, ...], metric: str) -> Figures:
 
 
 def table(figures: Figures, digits: int) -> list[str]:
-    """Rows are methods, columns are M; mean and deviation over the seeds."""
+    """Rows are methods, columns are M; mean and deviation over the seeds, whose number stands where some are missing."""
     sizes = sorted({size for _, size in figures})
+    seeds = max(map(len, figures.values()))
     lines = [f"| method | {' | '.join(f'M = {size}' for size in sizes)} |", "|---" * (1 + len(sizes)) + "|"]
     for method, title in METHODS.items():
-        cells = [cell(figures.get((method, size), []), digits) for size in sizes]
+        each = [figures.get((method, size), []) for size in sizes]
+        cells = [cell(v, digits) + (f" ({len(v)} of {seeds} seeds)" if 0 < len(v) < seeds else "") for v in each]
         if any(cells):
             lines.append(f"| {title} | {' | '.join(cells)} |")
     return lines
