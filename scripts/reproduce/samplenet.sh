@@ -3,7 +3,7 @@
 #
 #   POINT_DATA_ROOT=/path bash scripts/reproduce/samplenet.sh        (needs infomr69_{train,test}.npz, demo_shapes.npz)
 #
-# About 7.5 hours of one processor core (AMD EPYC): classification 4.8 (a third of it for one seed), reconstruction 2,
+# About 6 hours of one processor core (AMD EPYC): classification 3 (a third of it for one seed), reconstruction 2,
 # registration 0.8. The parts may run beside each other, PARTS=classify in one terminal, PARTS="reconstruct register" in
 # another. Continues where it was stopped. Writes experiments/samplenet/table.md and accuracy_*.png, nre.png beside it.
 # Shorter:
