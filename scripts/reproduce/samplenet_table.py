@@ -37,7 +37,7 @@ def collect(root: Path, configs: tuple[str, ...], metric: str) -> Figures:
 
 
 def table(figures: Figures, digits: int) -> list[str]:
-    """Rows are methods, columns are M; mean and deviation over the seeds, whose number stands where some are missing."""
+    """Rows are methods, columns are M; mean and deviation over the seeds, their number where some are missing."""
     sizes = sorted({size for _, size in figures})
     seeds = max(map(len, figures.values()))
     lines = [f"| method | {' | '.join(f'M = {size}' for size in sizes)} |", "|---" * (1 + len(sizes)) + "|"]
