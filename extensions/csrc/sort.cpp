@@ -36,6 +36,7 @@ void sort_row(const float* keys, int64_t n, Scratch& scratch, int64_t* order) {
       for (int pass = 0; pass < PASSES; pass++) counts[pass * BUCKETS + (from[i].key >> pass * BITS) % BUCKETS]++;
     for (int pass = 0; pass < PASSES; pass++) {
       uint32_t *count = counts + pass * BUCKETS, place = 0;
+      if (count[(from[0].key >> pass * BITS) % BUCKETS] == n) continue;  // all alike in these bits
       for (int b = 0; b < BUCKETS; b++) place += count[b], count[b] = place - count[b];
       for (int64_t i = 0; i < n; i++) to[count[(from[i].key >> pass * BITS) % BUCKETS]++] = from[i];
       std::swap(from, to);

@@ -19,6 +19,7 @@ from models.samplers.base import Sampled, Sampler, check_enough
 from utils.random import BatchRandom
 
 Axes = Literal["xy", "variance", "all"]
+EPS = torch.finfo(torch.float32).eps
 
 
 def adaptive_sparse_sample(
@@ -39,8 +40,7 @@ def adaptive_sparse_sample(
     index = pick(order, place)  # (B, M, L)
     row = index + points.shape[1] * torch.arange(len(points), device=index.device)[:, None, None]
     cells = points.flatten(0, 1).index_select(0, row.flatten()).view(*index.shape, 3)  # thrice as fast as gather_points
-    weight = inside[..., None].to(points.dtype)
-    mean = (cells * weight).sum(2) / weight.sum(1)
+    mean = mean_of(cells, inside, points.shape[1])
     if not member:
         return mean, None
     distance = (cells - mean[:, :, None]).square().sum(3).masked_fill(~inside, torch.inf)
@@ -67,7 +67,7 @@ def cell_order(coordinates: Tensor, num_cells: int, levels: int) -> Tensor:
         slabs = split(slabs, levels - level)
         slab = torch.zeros(length, device=order.device)  # of every place, counted from 0
         slab[[starts[cell] for cell in slabs[1:-1]]] = 1
-        slab = slab.cumsum(0).expand_as(order)
+        slab = 1 + slab.cumsum(0).expand_as(order) * EPS  # they differ in the last bits alone: one pass of a radix sort
         # both sorts keep the order of equals: along the axis, then into slabs again
         within = ops.sort_order(coordinates[..., level].gather(1, order))
         within = within.gather(1, ops.sort_order(slab.gather(1, within)))
@@ -75,8 +75,18 @@ def cell_order(coordinates: Tensor, num_cells: int, levels: int) -> Tensor:
     return order
 
 
+def mean_of(cells: Tensor, inside: Tensor, length: int) -> Tensor:
+    """(B, M, 3) over the places that are inside (M, L), of cells (B, M, L, 3)."""
+    if cells.shape[1] * cells.shape[2] == length:
+        return cells.mean(2)
+    weight = inside[..., None].to(cells.dtype)
+    return (cells * weight).sum(2) / weight.sum(1)
+
+
 def pick(order: Tensor, place: Tensor) -> Tensor:
     """Entries of (B, N) at the places (parts, L)."""
+    if place.numel() == order.shape[1]:  # parts of one size: every place once, in order
+        return order.view(len(order), *place.shape)
     return order.index_select(1, place.flatten()).view(len(order), *place.shape)
 
 

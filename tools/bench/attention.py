@@ -23,6 +23,7 @@ from models.layers.attention import ATTENTION
 from models.samplers.ass import adaptive_sparse_sample
 from tools.bench.measure import interleaved, machine, median, seconds
 from tools.bench.ops import ball, reference
+from utils.cpu import tune
 
 KINDS: dict[str, dict] = {
     "dense": {"name": "dense"},
@@ -123,6 +124,8 @@ def attention_table(dim: int, heads: int, rounds: int, only: str) -> list[str]:
 
 
 def sampling_table(rounds: int) -> list[str]:
+    tune()  # as every run does
+    torch.set_num_threads(1)
     lines = ["One cloud, CPU time at one thread; the number in brackets is the time of FPS over that of ASS:", ""]
     lines += [
         "| points | samples | ASS, means | ASS, members | FPS | FPS in plain PyTorch |",
