@@ -4,6 +4,7 @@
 #   export POINT_DATA_ROOT=/folder/with/the/packed/sets
 #   bash scripts/reproduce/simattention.sh
 # Shorter: SETS="shrec16_nw" KINDS="sim_first dense" SEEDS=1 EPOCHS=5 bash scripts/reproduce/simattention.sh
+# Dense attention over all points with 8 heads of 8 channels takes most of the time: dense_2_heads is four times as fast.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-.venv/bin/python}
@@ -18,7 +19,8 @@ options() {
     sim_per_head) echo "model.attention.restore=per_head" ;;
     lsh) echo "model.attention=lsh" ;;
     dense) echo "model.attention=dense" ;;
-    *) echo "KINDS: $1 is none of sim_first sim_per_head lsh dense" >&2; exit 2 ;;
+    dense_2_heads) echo "model.attention=dense model.num_heads=2" ;;
+    *) echo "KINDS: $1 is none of sim_first sim_per_head lsh dense dense_2_heads" >&2; exit 2 ;;
   esac
 }
 
@@ -27,7 +29,7 @@ for set in $SETS; do
     chosen=$(options "$kind")
     # shellcheck disable=SC2086
     "$PYTHON" main_finetune.py --config "cfgs/simattention/$set.yaml" --root "$ROOT" --exp_name "$kind" --scratch_model \
-      --seeds "$SEEDS" --resume "$chosen" ${EPOCHS:+runner.epochs=$EPOCHS runner.val_every=$EPOCHS} ${EXTRA:-}
+      --seeds "$SEEDS" --resume $chosen ${EPOCHS:+runner.epochs=$EPOCHS runner.val_every=$EPOCHS} ${EXTRA:-}
   done
 done
 "$PYTHON" scripts/reproduce/simattention_table.py "$ROOT" "$SETS" "$KINDS"
