@@ -141,12 +141,12 @@ def load_into(model: nn.Module, checkpoint: Mapping[str, Any], path: str, *, who
 
 
 def build_optimizer(config: Mapping[str, Any], model: nn.Module, trains: bool = True) -> torch.optim.Optimizer | None:
-    """None for a model that is only tested and has nothing to train."""
+    """None for a model that is only tested: PyTorch's optimizers take two seconds to load."""
+    if not trains:
+        return None
     cfg = config["optimizer"]
     default = parameters(OPTIMIZERS.get(cfg["name"], "optimizer"))["weight_decay"].default
     groups = parameter_groups(model, cfg.get("weight_decay", default))
-    if not groups and not trains:
-        return None
     if not groups:
         raise UserError("model: every parameter is frozen; there is nothing to train")
     # one kernel for all parameters, which also can leave a step out without the host
