@@ -10,6 +10,7 @@ Variants: `clean` has a canonical pose (long things sometimes lie down) with a t
 
 from __future__ import annotations
 
+import functools
 import os
 import uuid
 from pathlib import Path
@@ -82,11 +83,13 @@ def make_cloud(
     return (points / max(radius, 1e-9)).astype(np.float32), seg
 
 
+@functools.lru_cache(maxsize=2)  # training and test clouds of runs with several seeds
 def _make(size: int, record: np.dtype, split: str, variant: str, seed: int) -> ndarray:
     clouds = np.empty(size, record)
     num_points = record["points"].shape[0]
     for index in range(size):
         clouds["points"][index], clouds["seg"][index] = make_cloud(split, index, num_points, variant, seed)
+    clouds.setflags(write=False)
     return clouds
 
 
