@@ -56,8 +56,8 @@ def extract_features(
     rows = []
     model.eval()
     with evaluating(autocast):
-        batches = prepared(loader, data)
-        for batch in tqdm(batches, progress, len(loader), leave=False, disable=not (progress and dist.is_main())):
+        quiet = None if progress and dist.is_main() else True  # None: on a terminal only
+        for batch in tqdm(prepared(loader, data), progress, len(loader), leave=False, disable=quiet):
             vectors = encode(batch["points"], **extra_inputs(model, batch)).float().cpu().numpy()
             rows.append((batch["index"].cpu().numpy(), vectors, batch["label"].cpu().numpy()))
     everyone = [row for part in dist.gather_objects(rows) for row in part]
