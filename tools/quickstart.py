@@ -15,18 +15,17 @@ from pathlib import Path
 from tools.monitor import duration
 from tools.report import read_results
 
-ROOT = Path("experiments")
-PRETRAIN = ["main_pretrain.py", "--config", "cfgs/pretrain/point_mae_quickstart.yaml"]
+PRETRAIN = ["main_pretrain.py", "--config", "cfgs/pretrain/quickstart.yaml"]
 FINETUNE = ["main_finetune.py", "--config", "cfgs/finetune/quickstart.yaml"]
-PRETRAINED, TUNED = ROOT / "point_mae_quickstart", ROOT / "quickstart"
+FOLDER = Path("experiments/quickstart")  # of both, as both configurations are called
 SEEDS = 3
 Line = tuple[str, str, str, str]  # what ran, figure, time, files
 
 
 def main() -> int:
     started = time.monotonic()
-    name = next(f"run{i}" for i in itertools.count(1) if not list(ROOT.glob(f"*quickstart/*run{i}*")))
-    checkpoint = str(PRETRAINED / name / "ckpt-last.pth")
+    name = next(f"run{i}" for i in itertools.count(1) if not list(FOLDER.glob(f"*run{i}*")))
+    checkpoint = str(FOLDER / name / "ckpt-last.pth")
     tuned = [*FINETUNE, "--exp_name", f"{name}-tenth", "--finetune_model", "--ckpts", checkpoint]
     steps = [
         ("probe the untrained network", [*PRETRAIN, "--exp_name", name, "--svm"]),
@@ -48,13 +47,13 @@ def main() -> int:
 
 def print_table(name: str, seconds: float) -> None:
     """Test accuracy of everything that ran."""
-    before = line("linear SVM on the untrained network", PRETRAINED / f"svm_{name}", "svm_cv_acc")
-    after = line("linear SVM after pre-training", PRETRAINED / name, "svm_cv_acc")
+    before = line("linear SVM on the untrained network", FOLDER / f"svm_{name}", "svm_cv_acc")
+    after = line("linear SVM after pre-training (SA3D)", FOLDER / name, "svm_cv_acc")
     lines: list[Line] = [("what ran", "test accuracy", "time", "files"), before, after]
     means = []
     for label, infix in (("fine-tuned, 10 % of labels", ""), ("from scratch, 10 % of labels", "-scratch")):
         runs = [
-            line(f"{label}, seed {seed}", TUNED / f"{name}-tenth{infix}-seed{seed}", "acc") for seed in range(SEEDS)
+            line(f"{label}, seed {seed}", FOLDER / f"{name}-tenth{infix}-seed{seed}", "acc") for seed in range(SEEDS)
         ]
         means.append(sum(float(run[1]) for run in runs) / SEEDS)
         lines += [*runs, (f"{label}, mean of {SEEDS} seeds", f"{means[-1]:.2f}", "", "")]
@@ -65,7 +64,7 @@ def print_table(name: str, seconds: float) -> None:
     print(f"\nPre-training lifts the linear SVM by {float(after[1]) - float(before[1]):+.2f} points,")
     print(f"and fine-tuning at 10 % of the labels by {means[0] - means[1]:+.2f} points over training from scratch.")
     print("Built-in shapes; SVM: C by cross-validation on training features; networks: best epoch on held-out clouds.")
-    print(f"All in {duration(seconds)}. Curves, pictures, details: {PRETRAINED / name / 'report.html'}")
+    print(f"All in {duration(seconds)}. Curves, pictures, details: {FOLDER / name / 'report.html'}")
 
 
 def line(label: str, folder: Path, metric: str) -> Line:

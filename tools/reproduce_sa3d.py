@@ -35,8 +35,7 @@ DATA = {
     ],
     "scan": [f"data.{split}={{name: synthetic_shapes, split: {split}, variant: scan}}" for split in ("train", "test")],
 }
-# about 3,000 steps of infomr69 in 30 epochs: as many as it takes until random masks are above the untrained network
-SHORT = ["optimizer.betas=[0.9,0.95]", "scheduler.warmup_epochs=2", "data.batch_size=16"]
+SHORT = ["optimizer.betas=[0.9,0.95]", "scheduler.warmup_epochs=2"]
 START = {"random": "model.init=torch", "sa3d": "model.backbone.init=torch", "sa3df": "model.backbone.init=torch"}
 FIGURES = {"svm_cv_acc": "linear SVM", "svm_acc": "linear SVM, C 0.01", "knn_acc": "nearest neighbours"}
 TEACHER = "teacher_svm_cv_acc"
