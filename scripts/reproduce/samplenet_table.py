@@ -68,10 +68,10 @@ def chart(figures: Figures, path: Path, title: str, y: str) -> None:
     plot_lines(lines, path, title=title, x="points of the sample", y=y, log_x=True)
 
 
-def whole(root: Path, config: str, metric: str) -> str:
+def whole(root: Path, config: str, metric: str, digits: int = 2) -> str:
     """Of the task network on whole clouds."""
     values = [value_of(path.parent, metric) for path in sorted((root / config).glob("seed*/results.json"))]
-    return cell(values, 2) or "not there"
+    return cell(values, digits) or "not there"
 
 
 def classification(root: Path, data: str) -> list[str]:
@@ -105,7 +105,7 @@ def main() -> None:
             figures = collect(root, (f"register_{data}",), metric)
             if figures:
                 lines += [f"## Registration, {title}: {words}", ""]
-                all_points = whole(root, f"pcrnet_{data}", metric)
+                all_points = whole(root, f"pcrnet_{data}", metric, digits)
                 lines += [f"From all 512 points: {all_points}", "", *table(figures, digits), ""]
     (root / "table.md").write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))
