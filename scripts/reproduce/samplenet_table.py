@@ -19,11 +19,11 @@ NAME = re.compile(r"(?:test_)?([a-z]+)-(\d+)-seed(\d+)")
 Figures = dict[tuple[str, int], list[float]]  # (method, M): a value a seed
 
 
-def value_of(folder: Path, metric: str) -> float:
-    """Of the weights that the validation chose; of the last ones where nothing was chosen."""
+def value_of(folder: Path, metric: str, last: bool = False) -> float:
+    """Of the weights that the validation chose; of the last ones where nothing was chosen, or if these are asked for."""
     rows = [row for row in read_results(folder)["rows"] if row["metric"] == metric]
     best = [row for row in rows if row["selection"].startswith("best")]
-    return (best or rows)[-1]["value"]
+    return rows[0]["value"] if last else (best or rows)[-1]["value"]
 
 
 def collect(root: Path, configs: tuple[str, ...], metric: str) -> Figures:
@@ -68,9 +68,9 @@ def chart(figures: Figures, path: Path, title: str, y: str) -> None:
     plot_lines(lines, path, title=title, x="points of the sample", y=y, log_x=True)
 
 
-def whole(root: Path, config: str, metric: str, digits: int = 2) -> str:
-    """Of the task network on whole clouds."""
-    values = [value_of(path.parent, metric) for path in sorted((root / config).glob("seed*/results.json"))]
+def whole(root: Path, config: str, metric: str, digits: int = 2, last: bool = False) -> str:
+    """Of the task network on whole clouds, with the weights that the samplers got."""
+    values = [value_of(path.parent, metric, last) for path in sorted((root / config).glob("seed*/results.json"))]
     return cell(values, digits) or "not there"
 
 
@@ -105,7 +105,7 @@ def main() -> None:
             figures = collect(root, (f"register_{data}",), metric)
             if figures:
                 lines += [f"## Registration, {title}: {words}", ""]
-                all_points = whole(root, f"pcrnet_{data}", metric, digits)
+                all_points = whole(root, f"pcrnet_{data}", metric, digits, last=True)
                 lines += [f"From all 512 points: {all_points}", "", *table(figures, digits), ""]
     (root / "table.md").write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))
