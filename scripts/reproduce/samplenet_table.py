@@ -20,7 +20,7 @@ Figures = dict[tuple[str, int], list[float]]  # (method, M): a value a seed
 
 
 def value_of(folder: Path, metric: str, last: bool = False) -> float:
-    """Of the weights that the validation chose; of the last ones where nothing was chosen, or if these are asked for."""
+    """Of the weights that the validation chose; of the last ones where it chose none, or if asked for."""
     rows = [row for row in read_results(folder)["rows"] if row["metric"] == metric]
     best = [row for row in rows if row["selection"].startswith("best")]
     return rows[0]["value"] if last else (best or rows)[-1]["value"]
