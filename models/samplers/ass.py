@@ -77,7 +77,7 @@ def cell_order(coordinates: Tensor, num_cells: int, levels: int) -> Tensor:
 
 def mean_of(cells: Tensor, inside: Tensor, length: int) -> Tensor:
     """(B, M, 3) over the places that are inside (M, L), of cells (B, M, L, 3)."""
-    if cells.shape[1] * cells.shape[2] == length:
+    if cells.shape[1] * cells.shape[2] == length:  # parts of one size: all are inside
         return cells.mean(2)
     weight = inside[..., None].to(cells.dtype)
     return (cells * weight).sum(2) / weight.sum(1)
