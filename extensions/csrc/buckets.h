@@ -1,4 +1,4 @@
-// A cloud sorted along a Morton curve and cut into leaves of LEAF points with their bounding boxes.
+// A cloud sorted along a Hilbert curve and cut into leaves of LEAF points with their bounding boxes.
 //
 // Rounding is monotonic, so the distance to a box, computed in the same steps as that to a point, never exceeds the
 // computed distance to a point inside: leaving boxes out by it is exact, to the bit.
@@ -61,7 +61,24 @@ struct Buckets {
     return (v | (v << 2)) & 0x09249249;
   }
 
-  // Place on the curve of every point, in 30 bits.
+  // How far along the Hilbert curve a cell lies, in 30 bits (J. Skilling 2004). Neighbours on it are neighbours in space,
+  // which those on a Morton curve need not be: boxes are smaller.
+  INLINE Int along_the_curve(Int (&cell)[3]) {
+    for (int32_t bit = 512; bit > 1; bit >>= 1)
+      for (int axis = 0; axis < 3; axis++) {
+        const Int below = all(bit - 1), set = (cell[axis] & bit) != 0;
+        const Int exchanged = ~set & below & (cell[0] ^ cell[axis]);
+        cell[0] ^= exchanged | (set & below);
+        cell[axis] ^= exchanged;
+      }
+    cell[1] ^= cell[0];
+    cell[2] ^= cell[1];
+    Int turned{};
+    for (int32_t bit = 512; bit > 1; bit >>= 1) turned ^= ((cell[2] & bit) != 0) & all(bit - 1);
+    return spread(cell[0] ^ turned) << 2 | spread(cell[1] ^ turned) << 1 | spread(cell[2] ^ turned);
+  }
+
+  // Place on the curve of every point.
   static void places(const Planes& cloud, int32_t* place) {
     const float* planes[3] = {cloud.x, cloud.y, cloud.z};
     float low[3], width = 0;
@@ -76,13 +93,13 @@ struct Buckets {
     }
     const Float scale = all(1023.f / std::max(width, 1e-30f));
     for (int64_t i = 0; i < cloud.padded; i += LANES) {
-      Int code{};
+      Int cell[3];
       for (int axis = 0; axis < 3; axis++) {
-        const Float cell = (load(planes[axis] + i) - all(low[axis])) * scale;
-        const Float inside = smaller(larger(cell, Float{}), all(1023.f));  // a NaN goes to cell 0
-        code |= spread(__builtin_convertvector(inside, Int)) << axis;
+        const Float at = (load(planes[axis] + i) - all(low[axis])) * scale;
+        const Float inside = smaller(larger(at, Float{}), all(1023.f));  // a NaN goes to cell 0
+        cell[axis] = __builtin_convertvector(inside, Int);
       }
-      store(place + i, code);
+      store(place + i, along_the_curve(cell));
     }
   }
 

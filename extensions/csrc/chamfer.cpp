@@ -4,8 +4,8 @@
 
 namespace {
 
-constexpr int64_t BUCKETS_FROM_POINTS = 1024;
-constexpr int LEAF = 16;  // small: two leaves are compared point by point
+constexpr int64_t BUCKETS_FROM_POINTS = 512;
+constexpr int LEAF = std::max(LANES, 8);  // small: two leaves are compared point by point
 
 // For WIDTH vectors of queries from position i: the nearest of m points, one point after the other.
 template <int WIDTH>
@@ -124,21 +124,24 @@ class LeafSearch {
       }
   }
 
+  // Without a branch, which would be taken now and then; padding is near nothing.
   void visit(int64_t i, int64_t first) {
     const float *x = q_.points.x + i, *y = q_.points.y + i, *z = q_.points.z + i;
-    const int64_t end = std::min(first + LEAF, p_.points.n);
-    for (int64_t j = first; j < end; j++) {
-      const Point point(p_.points.x[j], p_.points.y[j], p_.points.z[j]);
+    Float best[WIDTH];
+    Int index[WIDTH];
+    for (int v = 0; v < WIDTH; v++) best[v] = best_[v], index[v] = index_[v];
 #pragma GCC unroll 8
+    for (int64_t j = first; j < first + LEAF; j++) {
+      const Point point(p_.points.x[j], p_.points.y[j], p_.points.z[j]);
+      const Int candidate = all(p_.original[j]);
       for (int v = 0; v < WIDTH; v++) {
         const Float d = squared_distance(x + v * LANES, y + v * LANES, z + v * LANES, point);
-        if (!not_above(d, best_[v])) continue;
-        const Int candidate = all(p_.original[j]);
-        const Int nearer = d < best_[v], lower = (d == best_[v]) & (candidate < index_[v]);
-        index_[v] = (nearer | lower) ? candidate : index_[v];
-        best_[v] = smaller(d, best_[v]);
+        const Int nearer = d < best[v], lower = (d == best[v]) & (candidate < index[v]);
+        index[v] = (nearer | lower) ? candidate : index[v];
+        best[v] = smaller(d, best[v]);
       }
     }
+    for (int v = 0; v < WIDTH; v++) best_[v] = best[v], index_[v] = index[v];
   }
 
   const Buckets<LEAF> &q_, &p_;
