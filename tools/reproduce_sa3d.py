@@ -3,7 +3,8 @@
 python -m tools.reproduce_sa3d     (bash scripts/reproduce/sa3d.sh makes the environment first)
 
 Environment: SEEDS=3; EPOCHS=30; DATA="infomr69 scan"; JOBS=1 runs at a time, one thread each; OUT=experiments/sa3d for
-the runs and table.md; SET="a.b=1 ..." options for every run. Finished runs are not repeated, stopped ones continue.
+the runs and table.md; SET="a.b=1 ..." options for every run; ARMS="random block sa3d" for some ways alone, random
+always among them. Finished runs are not repeated, stopped ones continue.
 
 Equal time: what EPOCHS of random masks cost. How much dearer a step of SA3D and SA3DF is, is measured first, in turn.
 SA3DF's frozen teacher counts: half of the time goes to it. At equal epochs its teacher is the run with random masks.
@@ -59,6 +60,7 @@ class Settings:
     epochs: int
     data: tuple[str, ...]
     jobs: int
+    arms: tuple[str, ...]  # empty: all
     out: Path
     options: tuple[str, ...]
 
@@ -70,6 +72,7 @@ def settings() -> Settings:
         int(get("EPOCHS", "30")),
         tuple(get("DATA", "infomr69 scan").split()),
         int(get("JOBS", "1")),
+        tuple(get("ARMS", "").split()),
         Path(get("OUT", "experiments/sa3d")),
         tuple(shlex.split(get("SET", ""))),
     )
@@ -83,7 +86,7 @@ def main() -> int:
         return 2
     chosen.out.mkdir(parents=True, exist_ok=True)
     ratios = cost_ratios(chosen.out / "cost.json")
-    arms = plan(chosen.epochs, ratios)
+    arms = wanted(plan(chosen.epochs, ratios), chosen.arms)
     for teachers in (False, True):  # those that need none go first
         wave = [
             (arm, data, seed)
@@ -128,6 +131,15 @@ def plan(epochs: int, ratios: dict[str, float]) -> list[Arm]:
         Arm("half", "random", half),
         Arm("sa3df-time", "sa3df", max(round(half / ratios["sa3df"]), 1), "SA3DF, equal time", teacher="half"),
     ]
+
+
+def wanted(arms: list[Arm], names: Sequence[str]) -> list[Arm]:
+    """The named arms, those that their teachers come from, and random masks, which all are compared with."""
+    unknown = set(names) - {arm.name for arm in arms}
+    if unknown:
+        raise SystemExit(f"error: ARMS: {unknown.pop()}; known: {', '.join(arm.name for arm in arms)}")
+    teachers = {arm.teacher for arm in arms if arm.name in names}
+    return [arm for arm in arms if not names or arm.name in {*names, *teachers, "random"}]
 
 
 def folder(chosen: Settings, arm: Arm, data: str, seed: int) -> Path:

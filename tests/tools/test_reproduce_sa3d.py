@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tools.build import check_config
-from tools.reproduce_sa3d import CONFIGS, Settings, command, folder, plan, report
+from tools.reproduce_sa3d import CONFIGS, Settings, command, folder, plan, report, wanted
 from utils.config import load_config, to_plain
 
 RATIOS = {"random": 1.0, "sa3d": 1.5, "sa3df": 2.0}
 
 
 def settings(out: Path) -> Settings:
-    return Settings(2, 30, ("infomr69", "scan"), 1, out, ("data.batch_size=8",))
+    return Settings(2, 30, ("infomr69", "scan"), 1, (), out, ("data.batch_size=8",))
 
 
 def test_equal_time_is_fewer_epochs():
@@ -23,6 +25,15 @@ def test_equal_time_is_fewer_epochs():
         "sa3df-time": 8,
     }  # fmt: skip
     assert min(arm.epochs for arm in plan(1, RATIOS)) == 1
+
+
+def test_arms_by_name_come_with_what_they_need():
+    arms = plan(30, RATIOS)
+    assert wanted(arms, ()) == arms
+    assert [arm.name for arm in wanted(arms, ("block",))] == ["random", "block"]
+    assert [arm.name for arm in wanted(arms, ("sa3df-time",))] == ["random", "half", "sa3df-time"]
+    with pytest.raises(SystemExit, match="ARMS: blok; known: random, averaged, block"):
+        wanted(arms, ("block", "blok"))
 
 
 def test_every_command_is_a_configuration(tmp_path):
