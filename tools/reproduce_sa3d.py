@@ -38,6 +38,7 @@ DATA = {
 }
 SHORT = ["optimizer.betas=[0.9,0.95]", "scheduler.warmup_epochs=2"]
 START = {"random": "model.init=torch", "sa3d": "model.backbone.init=torch", "sa3df": "model.backbone.init=torch"}
+COMPLETE = ("model.predict_from=complete",)
 FIGURES = {"svm_cv_acc": "linear SVM", "svm_acc": "linear SVM, C 0.01", "knn_acc": "nearest neighbours"}
 TEACHER = "teacher_svm_cv_acc"
 
@@ -120,16 +121,19 @@ def cost_ratios(path: Path) -> dict[str, float]:
 
 def plan(epochs: int, ratios: dict[str, float]) -> list[Arm]:
     """All arms; in equal time a dearer one gets fewer epochs."""
-    half = max(round(epochs / 2), 1)
+    half, fewer = max(round(epochs / 2), 1), max(round(epochs / ratios["sa3d"]), 1)
     return [
         Arm("random", "random", epochs, "random"),
         Arm("averaged", "random", epochs, "random, weights averaged", ("runner.ema_decay=0.99",)),
         Arm("block", "random", epochs, "block", ("model.mask.name=block",)),
         Arm("sa3d", "sa3d", epochs, "SA3D, equal epochs"),
         Arm("sa3df", "sa3df", epochs, "SA3DF, equal epochs", teacher="random"),
-        Arm("sa3d-time", "sa3d", max(round(epochs / ratios["sa3d"]), 1), "SA3D, equal time"),
+        Arm("sa3d-time", "sa3d", fewer, "SA3D, equal time"),
         Arm("half", "random", half),
         Arm("sa3df-time", "sa3df", max(round(half / ratios["sa3df"]), 1), "SA3DF, equal time", teacher="half"),
+        Arm("sa3d-complete", "sa3d", epochs, "SA3D from complete clouds, equal epochs", COMPLETE),
+        Arm("sa3df-complete", "sa3df", epochs, "SA3DF from complete clouds, equal epochs", COMPLETE, "random"),
+        Arm("sa3d-complete-time", "sa3d", fewer, "SA3D from complete clouds, equal time", COMPLETE),
     ]
 
 

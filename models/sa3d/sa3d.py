@@ -43,6 +43,8 @@ class SA3D(nn.Module):
     checkpoint of the backbone or "auto"; the program loads them (`load_teacher`).
     predictor_*: depth, heads (those of the backbone), drop path rate of the predictor's decoder, width of its head;
     share_mask_token: it has none of its own; detach_encoder: what it learns does not reach the encoder.
+    predict_from: what it learns from. "hidden", as published: from the patches that the student sees, it tells the
+    others. "complete": from the average's tokens of the complete cloud, as it is asked when a mask is drawn.
     rank: what it learns, "relative" the order of errors, "regression" the errors; rank_eps 1e-6 is upstream's form.
     reconstruction: the error of "points" against the true ones, or "teacher_decoded", as the released code compares:
     what the frozen teacher decodes from the student's tokens against what it decodes from its own; or "none".
@@ -62,6 +64,7 @@ class SA3D(nn.Module):
         predictor_drop_path_rate: float = 0.1,
         share_mask_token: bool = False,
         detach_encoder: bool = False,
+        predict_from: Literal["hidden", "complete"] = "hidden",
         rank: Literal["relative", "regression"] = "relative",
         rank_eps: float = 0.0,
         rank_weight: float = 1.0,
@@ -96,6 +99,7 @@ class SA3D(nn.Module):
             init,
         )
         self.share_mask_token, self.detach_encoder = share_mask_token, detach_encoder
+        self.predict_from = predict_from
         self.rank, self.rank_eps, self.rank_weight = rank, rank_eps, rank_weight
         self.reconstruction, self.reconstruction_grad = reconstruction, reconstruction_grad
         self.reconstruction_weights = tuple(reconstruction_weights)
@@ -129,7 +133,7 @@ class SA3D(nn.Module):
                 part.requires_grad_(False)
         if not self.rank_weight:
             self.predictor.requires_grad_(False)
-        if self.share_mask_token:
+        if self.share_mask_token or self.predict_from == "complete":
             self.predictor.mask_token.requires_grad_(False)
 
     def train(self, mode: bool = True) -> SA3D:
@@ -146,13 +150,15 @@ class SA3D(nn.Module):
         """(B, N, 3) -> loss, its parts and other figures (`figures`), and what is needed to draw a reconstruction.
         `mask` (B, G), True = hidden, replaces the sampler; `rng` makes the sampler's draws repeatable."""
         groups = self.student.group(points)
-        mask, num_masked = self.draw(groups, mask, rng)
+        whole = self.whole_tokens(groups) if self.predict_from == "complete" and self.rank_weight else None
+        mask, num_masked = self.draw(groups, mask, rng, whole)
         view = self.student.rebuild(groups, mask, num_masked)
         errors, target, valid = self._errors(groups, view)
         weights = {**self.weights, "rank": self.rank_weight}
         figures = dict(errors)
         if self.rank_weight:
-            errors["rank"], figures["rank_acc"] = self._rank(self.predict(groups, view), target, valid)
+            predicted = self.predict(groups, view, whole)
+            errors["rank"], figures["rank_acc"] = self._rank(predicted, target, valid)
         loss = torch.stack([weights[name] * error for name, error in errors.items()]).sum()
         shown = {"mask/guided": self.mask.num_guided(mask.shape[1]) / num_masked, "ema/decay": self.decay}
         figures |= {**errors, **{f"weighted/{name}": weights[name] * error for name, error in errors.items()}}
@@ -160,24 +166,43 @@ class SA3D(nn.Module):
         out = {"prediction": view.prediction, "target": view.target, "hidden": view.hidden}
         return {"loss": loss, "figures": {name: value.detach() for name, value in figures.items()}, **out}
 
-    def draw(self, groups: Groups, mask: Tensor | None = None, rng: BatchRandom | None = None) -> tuple[Tensor, int]:
-        """The given mask, else one that aims: mask (B, G), True = hidden, and M."""
+    def draw(
+        self,
+        groups: Groups,
+        mask: Tensor | None = None,
+        rng: BatchRandom | None = None,
+        whole: Tensor | None = None,
+    ) -> tuple[Tensor, int]:
+        """The given mask, else one that aims: mask (B, G), True = hidden, and M. `whole`: `whole_tokens`, if known."""
         center = self.student.centers(groups)
         aims = mask is None and self.mask.num_guided(center.shape[1]) > 0
-        return draw_mask(self.mask, center, mask, rng, self.difficulty(groups) if aims else None)
+        return draw_mask(self.mask, center, mask, rng, self.difficulty(groups, whole) if aims else None)
 
     @torch.no_grad()
-    def difficulty(self, groups: Groups) -> Tensor:
+    def whole_tokens(self, groups: Groups) -> Tensor:
+        """What the average makes of complete clouds -> (B, G, C)."""
+        return self.average_student.tokens(groups)
+
+    @torch.no_grad()
+    def difficulty(self, groups: Groups, whole: Tensor | None = None) -> Tensor:
         """How hard the average thinks each patch is, complete clouds before its eyes -> (B, G)."""
-        student, predictor = self.average_student, self.average["predictor"]
-        return predictor(student.tokens(groups), student.decoder_position(student.centers(groups)))
+        whole = self.whole_tokens(groups) if whole is None else whole
+        return self.average["predictor"](whole, self._average_position(groups))
+
+    @torch.no_grad()
+    def _average_position(self, groups: Groups) -> Tensor:
+        """What the average's decoder adds to the tokens of all patches (B, G, C)."""
+        return self.average_student.decoder_position(self.student.centers(groups))
 
     @property
     def average_student(self) -> Backbone:
         return cast(Backbone, self.average["student"])
 
-    def predict(self, groups: Groups, view: View) -> Tensor:
-        """How hard the student thinks each hidden patch is -> (B, M)."""
+    def predict(self, groups: Groups, view: View, whole: Tensor | None = None) -> Tensor:
+        """How hard the predictor thinks each hidden patch is -> (B, M): from the `whole_tokens`, or, without them, from
+        what the student sees."""
+        if whole is not None:
+            return self.predictor(whole, self._average_position(groups)).gather(1, view.hidden)
         batch, num_masked = view.hidden.shape
         seen = view.encoded.detach() if self.detach_encoder else view.encoded
         token = self.student.mask_token if self.share_mask_token else self.predictor.mask_token

@@ -31,6 +31,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "features alone": {**FEATURES, "reconstruction": "none"},
     "regression": {"rank": "regression"},
     "shared token": {"share_mask_token": True, "detach_encoder": True},
+    "complete clouds": {"predict_from": "complete"},
+    "complete clouds, with features": {"predict_from": "complete", **FEATURES},
     "no ranking": {"rank_weight": 0.0, "mask": RandomMask(0.5)},
 }
 
@@ -94,6 +96,21 @@ def test_the_mask_goes_where_the_average_says(backbone: str) -> None:
         for parameter in model.predictor.parameters():
             parameter.add_(1.0)  # the student's opinion does not count
     assert torch.equal(mask, model.draw(groups, rng=BatchRandom(0))[0])
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_from_complete_clouds_it_is_taught_what_it_is_asked(backbone: str) -> None:
+    model, points = build(backbone, predict_from="complete").eval(), cloud(3)
+    groups = model.student.group(points)
+    view = model.student.rebuild(groups, *model.draw(groups, rng=BatchRandom(0)))
+    predicted = model.predict(groups, view, model.whole_tokens(groups))
+    assert torch.equal(
+        predicted, model.difficulty(groups).gather(1, view.hidden)
+    )  # average and student are still alike
+    predicted.sum().backward()
+    assert all(parameter.grad is None for parameter in model.student.parameters())  # type: ignore[attr-defined]
+    published = build(backbone).eval().predict(groups, view)
+    assert not torch.equal(predicted, published)
 
 
 def test_a_coarse_patch_is_as_hard_as_its_rebuilt_members() -> None:

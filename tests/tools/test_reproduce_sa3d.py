@@ -22,7 +22,7 @@ def test_equal_time_is_fewer_epochs():
     epochs = {arm.name: arm.epochs for arm in plan(30, RATIOS)}
     assert epochs == {
         "random": 30, "averaged": 30, "block": 30, "sa3d": 30, "sa3df": 30, "sa3d-time": 20, "half": 15,
-        "sa3df-time": 8,
+        "sa3df-time": 8, "sa3d-complete": 30, "sa3df-complete": 30, "sa3d-complete-time": 20,
     }  # fmt: skip
     assert min(arm.epochs for arm in plan(1, RATIOS)) == 1
 
