@@ -66,7 +66,7 @@ struct Point {
   Point(float px, float py, float pz) : x(all(px)), y(all(py)), z(all(pz)) {}
 };
 INLINE Float squared_distance(const float* x, const float* y, const float* z, const Point& from) {
-  const Float dx = load(x) - from.x, dy = load(y) - from.y, dz = load(z) - from.z;
+  const Float dx = from.x - load(x), dy = from.y - load(y), dz = from.z - load(z);  // this way round a load is no step
   return dx * dx + dy * dy + dz * dz;
 }
 // Write the first `count` lanes of distances and indices.
