@@ -9,13 +9,16 @@ from numpy import ndarray
 
 
 class Made:
-    """`clouds[i]`, a record of named fields, is what `make(i)` returns; once made it is kept."""
+    """`clouds[i]`, a record of named fields, is what `make(i)` returns, and kept. `made[name]` is a field of all."""
 
     def __init__(self, size: int, record: np.dtype, make: Callable[[int], tuple]):
         self.clouds, self.make = np.empty(size, record), make
         self.there = np.zeros(size, dtype=bool)
         self.read_only = self.clouds.view()
         self.read_only.setflags(write=False)
+
+    def __getitem__(self, name: str) -> Field:
+        return Field(self, name)
 
     def with_rows(self, rows) -> ndarray:
         """All clouds, of which these rows, anything that NumPy indexes by, are made."""

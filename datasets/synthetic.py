@@ -19,7 +19,7 @@ import numpy as np
 from numpy import ndarray
 
 from datasets.base import PointClouds
-from datasets.made import Field, Made
+from datasets.made import Made
 from datasets.shapes.categories import CATEGORIES, PART_CATEGORY, PART_NAMES, draw_shape
 from datasets.shapes.scan import draw_scan
 from utils.errors import UserError
@@ -42,19 +42,18 @@ def synthetic_shapes(
     _check(split, size, num_points, variant, seed)
     size = SIZES[split] if size is None else size
     record = np.dtype([("points", "<f4", (num_points, 3)), ("seg", "i1", (num_points,))])
+    clouds: Made | ndarray
     if cache is None:
-        made = _make(size, record, split, variant, seed)
-        points, seg = Field(made, "points"), Field(made, "seg")
+        clouds = _make(size, record, split, variant, seed)
     else:
         clouds = _cached(Path(cache), size, record, split, variant, seed)
-        points, seg = clouds["points"], clouds["seg"]
     return PointClouds(
-        points,
+        clouds["points"],
         np.arange(size) % len(CATEGORIES),
         CATEGORIES,
         name=f"synthetic_{variant}",
         split=split,
-        seg=seg,
+        seg=clouds["seg"],
         part_names=PART_NAMES,
         part_category=PART_CATEGORY,
     )

@@ -85,7 +85,12 @@ def test_a_cloud_depends_on_seed_split_and_index_alone():
 @pytest.mark.parametrize("resident", [False, True])
 def test_clouds_are_made_as_they_are_read(monkeypatch, resident):
     made = []
-    monkeypatch.setattr(synthetic, "make_cloud", lambda *args: made.append(args[1]) or make_cloud(*args))
+
+    def noted(split, index, *others):
+        made.append(index)
+        return make_cloud(split, index, *others)
+
+    monkeypatch.setattr(synthetic, "make_cloud", noted)
     synthetic._make.cache_clear()
     data = synthetic_shapes("train", size=33, num_points=61)
     assert not made and data.points.shape == (33, 61, 3) and len(data.seg) == 33
