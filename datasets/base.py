@@ -15,12 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.made import Field
 from datasets.windows import Windows
 from utils.errors import UserError
 
 
 class PointClouds:
-    """Clouds held in memory, memory-mapped, or as `Windows` of longer ones: anything that NumPy-style indexing reads.
+    """Clouds held in memory, memory-mapped, made when first read, or as `Windows` of longer ones: anything that
+    NumPy-style indexing reads.
 
     up_axis and normalized (mean 0, largest radius 1) are declared by the data set, None where nobody knows.
     """
@@ -88,6 +90,11 @@ class PointClouds:
     def windowed(self) -> bool:
         """Whether a draw chooses which points of a cloud are read."""
         return isinstance(self.points, Windows)
+
+    @property
+    def made(self) -> bool:
+        """Whether clouds are made as they are read, and kept."""
+        return isinstance(self.points, Field)
 
     def fetch(self, positions: Sequence[int] | np.ndarray, draws: np.ndarray | None = None) -> dict[str, Tensor]:
         """Batch: points (b, P, 3) float32, label (b,), index (b,); seg, unit normals, features where there are any.

@@ -38,7 +38,8 @@ class Loader:
             raise UserError(f"data.{'' if train else 'eval_'}batch_size: {batch_size}; use at least 1")
         if train:
             self._check_sizes()
-        self.resident = self._whole(0) if resident else None
+        kept = dataset.made and device.type == "cpu"  # in memory already, as soon as they are made
+        self.resident = self._whole(0) if resident and not kept else None
         self.resident_epoch = 0
 
     def _check_sizes(self) -> None:

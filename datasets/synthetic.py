@@ -19,6 +19,7 @@ import numpy as np
 from numpy import ndarray
 
 from datasets.base import PointClouds
+from datasets.made import Made
 from datasets.shapes.categories import CATEGORIES, PART_CATEGORY, PART_NAMES, draw_shape
 from datasets.shapes.scan import draw_scan
 from utils.errors import UserError
@@ -41,6 +42,7 @@ def synthetic_shapes(
     _check(split, size, num_points, variant, seed)
     size = SIZES[split] if size is None else size
     record = np.dtype([("points", "<f4", (num_points, 3)), ("seg", "i1", (num_points,))])
+    clouds: Made | ndarray
     if cache is None:
         clouds = _make(size, record, split, variant, seed)
     else:
@@ -84,13 +86,9 @@ def make_cloud(
 
 
 @functools.lru_cache(maxsize=2)  # training and test clouds of runs with several seeds
-def _make(size: int, record: np.dtype, split: str, variant: str, seed: int) -> ndarray:
-    clouds = np.empty(size, record)
+def _make(size: int, record: np.dtype, split: str, variant: str, seed: int) -> Made:
     num_points = record["points"].shape[0]
-    for index in range(size):
-        clouds["points"][index], clouds["seg"][index] = make_cloud(split, index, num_points, variant, seed)
-    clouds.setflags(write=False)
-    return clouds
+    return Made(size, record, lambda index: make_cloud(split, index, num_points, variant, seed))
 
 
 def _cached(folder: Path, size: int, record: np.dtype, split: str, variant: str, seed: int) -> ndarray:
@@ -101,7 +99,7 @@ def _cached(folder: Path, size: int, record: np.dtype, split: str, variant: str,
     num_points = record["points"].shape[0]
     path = folder / f"synthetic_v{CODE_VERSION}_{variant}_{split}_{size}x{num_points}_seed{seed}.npy"
     if not path.exists():
-        _write(path, _make(size, record, split, variant, seed))
+        _write(path, _make(size, record, split, variant, seed).whole())
     try:
         clouds = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:

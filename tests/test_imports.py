@@ -1,4 +1,5 @@
-"""The architecture: imports run one way, the core stands alone, importing is quick and has no effects."""
+"""The architecture: imports run one way, the core stands alone, importing is quick and has no effects; a run loads what
+it uses."""
 
 import ast
 import json
@@ -97,3 +98,24 @@ import models.point_mae, datasets.loader, tools.build, extensions.ops
 print(json.dumps({"seconds": time.process_time() - started, "cuda": sys.modules["torch"].cuda.is_initialized()}))
 """
     assert any(not (found := run(code))["cuda"] and found["seconds"] < SECONDS for _ in range(3))  # the best of three
+
+
+def test_a_run_begins_without_what_it_uses_later_and_never_loads_the_compiler(tmp_path: Path) -> None:
+    """torch._dynamo, which PyTorch's optimizers load, takes longer than to read data and to build a model."""
+    code = f"""
+import json, pathlib, sys
+from tests.helpers import changed, pretrain_config, run, write_config
+from tools.runner import Runner
+folder, loaded, step = pathlib.Path({str(tmp_path)!r}), [], Runner._train_step
+def first(self, *args):
+    norm = step(self, *args)
+    loaded.append(list(sys.modules))
+    return norm
+Runner._train_step = first
+config = changed(pretrain_config(folder), {{"runner.epochs": 1, "runner.ema_decay": 0.9, "runner.clip_grad": 1.0}})
+assert run("pretrain", write_config(folder, config)) == 0
+print(json.dumps({{"first": loaded[0], "end": list(sys.modules)}}))
+"""
+    found = run(code)
+    assert not {name.split(".")[0] for name in found["first"]} & {*FOREIGN, *HEAVY}
+    assert "torch._dynamo" not in found["end"]

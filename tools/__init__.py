@@ -19,7 +19,7 @@ TASKS.parts["task"] = TASKS  # distillation wraps another task
 
 OPTIMIZERS = Registry(
     "optimizer",
-    {"AdamW": "torch.optim:AdamW", "Adam": "torch.optim:Adam", "SGD": "torch.optim:SGD"},
+    {"AdamW": "tools.optim:AdamW", "Adam": "tools.optim:Adam", "SGD": "tools.optim:SGD"},
 )
 
 SCHEDULERS = Registry(

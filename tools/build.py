@@ -141,7 +141,7 @@ def load_into(model: nn.Module, checkpoint: Mapping[str, Any], path: str, *, who
 
 
 def build_optimizer(config: Mapping[str, Any], model: nn.Module, trains: bool = True) -> torch.optim.Optimizer | None:
-    """None for a model that is only tested: PyTorch's optimizers take two seconds to load."""
+    """None for a model that is only tested."""
     if not trains:
         return None
     cfg = config["optimizer"]

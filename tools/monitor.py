@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -26,12 +27,16 @@ class Monitor:
         self.epochs, self.steps = epochs, steps_per_epoch
         self.log, self.main = get_logger(), dist.is_main()
         self.folder, self.path = folder, folder / "metrics.jsonl"
-        self.board = _open_board(folder / "tensorboard", start_epoch * steps_per_epoch) if self.main else None
         self.bar: tqdm | None = None
         self.started, self.steps_done, self.last_line = time.monotonic(), 0, time.monotonic()
         self.start_step = start_epoch * steps_per_epoch
         if self.main:
             _keep_epochs_before(self.path, start_epoch)
+
+    @functools.cached_property
+    def board(self) -> Any:
+        """TensorBoard's writer, opened when an epoch has something for it; None where there is none."""
+        return _open_board(self.folder / "tensorboard", self.start_step) if self.main else None
 
     def start_epoch(self, epoch: int, step: int) -> None:
         self.epoch = epoch
@@ -80,7 +85,7 @@ class Monitor:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
-        if self.board is not None:
+        if self.__dict__.get("board") is not None:
             self.board.close()
 
     def _eta(self, step: int) -> str:

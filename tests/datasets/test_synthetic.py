@@ -6,7 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 
+from datasets import synthetic
+from datasets.loader import Loader
 from datasets.shapes.categories import CATEGORIES, MAKERS, PART_CATEGORY, PART_NAMES, draw_shape
 from datasets.shapes.primitives import box, cylinder, ellipsoid, loft, mirrored, revolve, rod, rotation, sample, tube
 from datasets.shapes.scan import BACKGROUND
@@ -77,6 +80,34 @@ def test_a_cloud_depends_on_seed_split_and_index_alone():
     np.testing.assert_array_equal(synthetic_shapes("train", size=22, num_points=64).points, data.points[:22])
     others = [make_cloud(split, 21, 64, seed=seed)[0] for split, seed in (("test", 0), ("val", 0), ("train", 1))]
     assert all(np.abs(points - other).max() > 0.01 for other in others)
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_clouds_are_made_as_they_are_read(monkeypatch, resident):
+    made = []
+
+    def noted(split, index, *others):
+        made.append(index)
+        return make_cloud(split, index, *others)
+
+    monkeypatch.setattr(synthetic, "make_cloud", noted)
+    synthetic._make.cache_clear()
+    data = synthetic_shapes("train", size=33, num_points=61)
+    assert not made and data.points.shape == (33, 61, 3) and len(data.seg) == 33
+    loader = Loader(data.subset(np.arange(20), "train"), 4, torch.device("cpu"), train=True, resident=resident)
+    batch = next(loader.epoch())
+    assert set(batch["index"].tolist()) <= set(made) and len(made) <= 12  # at most two batches ahead
+    for position, row in enumerate(batch["index"].tolist()):
+        points, seg = make_cloud("train", row, 61)
+        np.testing.assert_array_equal(batch["points"][position], points)
+        np.testing.assert_array_equal(batch["seg"][position], seg)
+    np.testing.assert_array_equal(data.points[-1:], make_cloud("train", 32, 61)[0][None])
+    assert np.asarray(data.points).shape == (33, 61, 3) and sorted(set(made)) == list(range(33))
+    number = len(made)
+    assert np.asarray(data.seg, dtype=np.int64).shape == (33, 61) and data.points[5].shape == (61, 3)
+    assert len(made) == number  # kept
+    with pytest.raises(ValueError, match="read-only"):
+        data.points[5][0] = 0
 
 
 def test_another_process_makes_the_same_cloud():

@@ -1,11 +1,17 @@
-"""Parameter groups: what decays, what does not, what is left out."""
+"""Parameter groups: what decays, what does not, what is left out. Our optimizers are PyTorch's to the bit."""
+
+import copy
+import functools
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from models import MODELS
-from tools.optim import is_free_of_decay, parameter_groups
+from tests.helpers import assert_same
+from tools import OPTIMIZERS
+from tools.optim import eager_step, is_free_of_decay, parameter_groups, unguarded
 from utils.schema import parameters
 
 
@@ -65,3 +71,68 @@ def test_an_optimizer_decays_only_one_group() -> None:
     optimizer.step()
     assert torch.equal(model.norm.weight, torch.ones(4))
     torch.testing.assert_close(model.layer.weight, torch.full((4, 3), 0.95))
+
+
+def trained(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    for step in range(3):
+        generator = torch.Generator().manual_seed(10 * seed + step)
+        for p in model.parameters():
+            p.grad = torch.randn(p.shape, generator=generator)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("options", [{}, {"fused": True}, {"foreach": True}, {"foreach": False}], ids=str)
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+def test_an_optimizer_is_pytorchs_and_continues_what_pytorchs_began(name: str, options: dict[str, Any]) -> None:
+    if name == "SGD":
+        options = {**options, "momentum": 0.9}
+    kinds = (OPTIMIZERS.get(name), getattr(torch.optim, name))
+    assert parameters(kinds[0]) == parameters(kinds[1])
+    model, states = Small(), []
+    for first in kinds:
+        for second in kinds:
+            each = copy.deepcopy(model)
+            optimizer = first(parameter_groups(each, 0.05), lr=0.01, **options)
+            trained(each, optimizer, 0)
+            saved = copy.deepcopy(optimizer.state_dict())
+            optimizer = second(parameter_groups(each, 0.05), lr=0.5, **options)
+            optimizer.load_state_dict(saved)
+            trained(each, optimizer, 1)
+            states.append({"model": each.state_dict(), "optimizer": optimizer.state_dict()})
+    for state in states[1:]:
+        assert_same(state, states[0])
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+def test_hooks_and_closures_of_a_step(name: str) -> None:
+    p, called = nn.Parameter(torch.ones(3)), []
+    optimizer = OPTIMIZERS.get(name)([p], lr=0.1)
+    optimizer.register_step_pre_hook(lambda *_: called.append("before"))
+    optimizer.register_step_post_hook(lambda *_: called.append("after"))
+
+    def closure() -> torch.Tensor:
+        called.append("closure")
+        loss = (p * p).sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).detach() == 3
+    assert called == ["before", "closure", "after"] and p.requires_grad and p.is_leaf and (p < 1).all()
+    assert torch.is_grad_enabled()
+
+
+def test_wrappers_of_another_kind_stay() -> None:
+    """A PyTorch that wraps its optimizers otherwise is used as it is."""
+
+    def plain(self: Any) -> str:
+        return "plain"
+
+    @functools.wraps(plain)
+    def other(self: Any) -> str:
+        return f"other, {plain(self)}"
+
+    assert unguarded(other) is other and unguarded(plain) is plain and unguarded(len) is len
+    assert eager_step(other) is other and eager_step(plain) is plain
+    assert unguarded(torch._disable_dynamo(plain)) is plain

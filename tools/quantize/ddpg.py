@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tools.optim import Adam
+
 
 class Actor(nn.Module):
     def __init__(self, states: int, hidden1: int = 300, hidden2: int = 300):
@@ -105,8 +107,8 @@ class DDPG:
     ):
         self.actor, self.critic = Actor(states, hidden1, hidden2), Critic(states, hidden1, hidden2)
         self.actor_target, self.critic_target = copy.deepcopy(self.actor), copy.deepcopy(self.critic)
-        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=lr_actor)
-        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=lr_critic)
+        self.actor_optimizer = Adam(self.actor.parameters(), lr=lr_actor)
+        self.critic_optimizer = Adam(self.critic.parameters(), lr=lr_critic)
         self.tau, self.discount, self.warmup = tau, discount, warmup
         self.init_delta, self.delta_decay = init_delta, delta_decay
         self.average: float | None = None
