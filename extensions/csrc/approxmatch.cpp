@@ -1,42 +1,44 @@
-// The cost of approxmatch and its gradients, without the plan: memory is O(n + m).
+// The cost of approxmatch and its gradients without the plan, in memory that grows with n + m.
 //
-// Both clouds are sorted along a curve, and pairs of leaves too far apart for a round are left out. Rounds need only sums
-// over the rows and columns of their kernel; cost and gradients come at the end, from what all rounds moved together.
+// Both clouds are sorted along a curve, so that a round leaves out pairs of leaves too far apart for its kernel. Rounds
+// need no more than sums over the rows and the columns of the kernel: one pass over the pairs each, in which the points
+// of x also learn what the round before took. Cost and gradients come at the end, from what all rounds moved together.
 #include "buckets.h"
 
 namespace {
 
-constexpr int ROWS = 4;      // points of x that go through y together
-constexpr int STEPS = 9;     // rounds with a kernel; in the one after them all pairs are equally near
-constexpr int TOGETHER = 3;  // rounds whose kernels are powers of one: exp(-4 v) is the fourth power of exp(-v)
+constexpr int ROWS = 4;   // points of x that go through y together
+constexpr int STEPS = 9;  // rounds with a kernel, levels 4^7 to 4^-1; in the one after them all pairs are equally near
+constexpr int FINE = 4;   // the first of them: their kernels are powers of that of the last, as those of the others are
 constexpr float TINY = 1e-9f;
-constexpr float FAINT = -72;     // 2^FAINT is nothing beside TINY
-constexpr float LEAST = 0x1p-20;  // so is the fourth power of this, and no denormal number comes of it
-constexpr float NO_ROOM = 1e-30f;
+constexpr float FAINT = -72;       // 2^FAINT is nothing beside TINY
+constexpr float LEAST = 0x1p-50f;  // so is the square of this
+constexpr float NO_ROOM = 1e-30f;  // less is none: denormal numbers would be slow
 
-// The kernel of a round, exp(-level v) of squared distances v, at least 2^FAINT; as good as exact within 2e-7.
+// exp(-level v) of squared distances v, to 2e-7, and no less than 2^FAINT. Every step of the arithmetic loops over the
+// rows: independent chains side by side, since one alone would fill the CPU's window of instructions.
 struct Kernel {
-  static constexpr float LOG2_E = 1.442695041f;
-  float scale, limit;  // 2^(scale v); beyond the limit it is faint
+  float scale, limit;  // it is 2^(scale v), and FAINT beyond the limit
 
-  explicit Kernel(int step) : scale(std::ldexp(-LOG2_E, 2 * (7 - step))), limit(FAINT / scale) {}
-  METHOD Float operator()(Float v) const {
-    v = smaller(v, all(limit));
-    const Float magic = all(12582912.f), shifted = fused(v, all(scale), magic);  // 1.5 * 2^23 rounds to whole numbers
-    const Float f = fused(v, all(scale), magic - shifted);
-    Float p = fused(f, all(1.32647272e-3f), all(9.67151264e-3f));
-    p = fused(p, f, all(5.55073374e-2f));
-    p = fused(p, f, all(2.40222421e-1f));
-    p = fused(p, f, all(6.93146978e-1f));
-    p = fused(p, f, all(1.f));
-    return (Float)((Int)p + ((Int)shifted << 23));
+  explicit Kernel(int step) : scale(std::ldexp(-1.442695041f, 2 * (7 - step))), limit(FAINT / scale) {}
+
+  METHOD void operator()(const Float (&v)[ROWS], Float (&out)[ROWS]) const {
+    const Float magic = all(12582912.f);  // adding 1.5 * 2^23 rounds to whole numbers
+    Float near[ROWS], shifted[ROWS], f[ROWS], p[ROWS];
+    for (int r = 0; r < ROWS; r++) near[r] = smaller(v[r], all(limit));
+    for (int r = 0; r < ROWS; r++) shifted[r] = fused(near[r], all(scale), magic);
+    for (int r = 0; r < ROWS; r++) f[r] = fused(near[r], all(scale), magic - shifted[r]);
+    for (int r = 0; r < ROWS; r++) p[r] = fused(f[r], all(1.32647272e-3f), all(9.67151264e-3f));
+    for (float c : {5.55073374e-2f, 2.40222421e-1f, 6.93146978e-1f, 1.f})
+      for (int r = 0; r < ROWS; r++) p[r] = fused(p[r], f[r], all(c));
+    for (int r = 0; r < ROWS; r++) out[r] = (Float)((Int)p[r] + ((Int)shifted[r] << 23));
   }
 };
 
-INLINE Float fourth_power(Float x) {
-  x = larger(x, all(LEAST));
-  x = x * x;
-  return x * x;
+// The kernel of the step before. LEAST keeps it from becoming denormal.
+INLINE void fourth_power(Float (&x)[ROWS]) {
+  for (int r = 0; r < ROWS; r++) x[r] = fused(x[r], x[r], all(LEAST));
+  for (int r = 0; r < ROWS; r++) x[r] = x[r] * x[r];
 }
 
 // The points of x from i on.
@@ -53,9 +55,11 @@ struct Target {
   Float x, y, z;
 
   METHOD Target(const Planes& p, int64_t j) : x(load(p.x + j)), y(load(p.y + j)), z(load(p.z + j)) {}
-  METHOD Float squared_distance(const Rows& from, int r) const {
-    const Float dx = from.x[r] - x, dy = from.y[r] - y, dz = from.z[r] - z;
-    return fused(dz, dz, fused(dy, dy, dx * dx));
+  METHOD void squared_distances(const Rows& from, Float (&out)[ROWS]) const {
+    Float d[ROWS];
+    for (int r = 0; r < ROWS; r++) d[r] = from.x[r] - x, out[r] = d[r] * d[r];
+    for (int r = 0; r < ROWS; r++) d[r] = from.y[r] - y, out[r] = fused(d[r], d[r], out[r]);
+    for (int r = 0; r < ROWS; r++) d[r] = from.z[r] - z, out[r] = fused(d[r], d[r], out[r]);
   }
 };
 
@@ -66,7 +70,7 @@ class ApproxMatch {
  public:
   ApproxMatch(int64_t n, int64_t m)
       : n_(n), m_(m), x_(n), y_(m), rows_(x_.points.padded), columns_(y_.points.padded), share_((STEPS + 1) * rows_),
-        taken_((STEPS + 1) * columns_), left_(rows_), room_(columns_), offered_(columns_), row_(ROWS * columns_),
+        taken_((STEPS + 1) * columns_), left_(rows_), room_(columns_), offered_(columns_), values_(ROWS * columns_),
         grad_(3 * columns_), near_(y_.padded) {}
 
   float run(const float* x, const float* y, bool squared, float* grad_x, float* grad_y) {
@@ -74,12 +78,11 @@ class ApproxMatch {
     fill(y_, y);
     for (int64_t i = 0; i < rows_; i++) left_[i] = i < n_ ? float(std::max<int64_t>(1, m_ / n_)) : 0;
     for (int64_t j = 0; j < columns_; j++) room_[j] = j < m_ ? float(std::max<int64_t>(1, n_ / m_)) : 0;
+    std::fill_n(+share_, rows_, 0.f);  // nothing went before the first step
+    std::fill_n(+taken_, columns_, 0.f);
     for (int step = 0; step < STEPS; step++) {
       std::fill_n(+offered_, columns_, 0.f);
-      visit(step, [&](int64_t i, int64_t count) {
-        const int powers = TOGETHER - 1 - step % TOGETHER;
-        powers == 2 ? offer<2>(step, i, count) : powers == 1 ? offer<1>(step, i, count) : offer<0>(step, i, count);
-      });
+      offer(step);
       accept(step);
     }
     offer_the_rest();
@@ -110,7 +113,7 @@ class ApproxMatch {
     }
   }
 
-  // Write the leaves of y within a squared distance of a leaf of x.
+  // Write the leaves of y within a squared distance of a leaf of x to near_; returns how many.
   int64_t reach(int64_t leaf, float limit) {
     const float* box = x_.boxes + leaf;
     const int64_t plane = x_.padded;
@@ -124,42 +127,59 @@ class ApproxMatch {
     return count;
   }
 
-  // Take from ROWS points of x what they gave in a step: their share of what was taken from it.
-  void give(int step, int64_t i, const Float* taken) {
-    const float* share = share_ + step * rows_ + i;
-    for (int r = 0; r < ROWS; r++) left_[i + r] = std::max(left_[i + r] - share[r] * sum(taken[r]), 0.f);
+  // What the points of x from i on offered in a step for a unit of nearness and of room.
+  void shares(int step, int64_t i, Float (&out)[ROWS]) const {
+    for (int r = 0; r < ROWS; r++) out[r] = all(share_[step * rows_ + i + r]);
   }
 
-  // Points of x split what the step before left them over the points of y: by nearness and by their room. The step is
-  // POWERS before the last of its kernel.
+  // Every point of x splits what it has left over the points of y: by nearness and by their room.
+  void offer(int step) {
+    visit(step, [&](int64_t i, int64_t count) {
+      switch ((step < FINE ? FINE : STEPS) - 1 - step) {
+        case 0: return offer<0>(step, i, count);
+        case 1: return offer<1>(step, i, count);
+        case 2: return offer<2>(step, i, count);
+        case 3: return offer<3>(step, i, count);
+        default: return offer<4>(step, i, count);
+      }
+    });
+  }
+
+  // The same for ROWS points of x. This step is POWERS before that of its kernel. What the step before took is
+  // multiplied in the order in which it was offered: nearly all may be gone, and the same rounding must cancel.
   template <int POWERS>
   void offer(int step, int64_t i, int64_t count) {
     const Rows from(x_.points, i);
     const Kernel kernel(step + POWERS), before(step - 1);
     const float* taken = taken_ + std::max(step - 1, 0) * columns_;
-    Float total[ROWS] = {}, gone[ROWS] = {};
+    Float share[ROWS], total[ROWS] = {}, gone[ROWS] = {};
+    shares(std::max(step - 1, 0), i, share);
     for (int64_t k = 0; k < count; k++) {
       const int64_t j = near_[k] * LANES;
       const Target to(y_.points, j);
+      Float squared[ROWS], near[ROWS];
+      to.squared_distances(from, squared);
+      kernel(squared, near);
+      for (int power = 0; power < POWERS; power++) fourth_power(near);
       for (int r = 0; r < ROWS; r++) {
-        const Float squared = to.squared_distance(from, r);
-        Float near = kernel(squared);
-        for (int power = 0; power < POWERS; power++) near = fourth_power(near);
-        store(row_ + (k * ROWS + r) * LANES, near);
-        total[r] = fused(near, load(room_ + j), total[r]);
-        gone[r] = fused(POWERS == TOGETHER - 1 ? before(squared) : fourth_power(near), load(taken + j), gone[r]);
+        store(values_ + (k * ROWS + r) * LANES, near[r]);
+        total[r] = fused(near[r], load(room_ + j), total[r]);
       }
+      if (POWERS == STEPS - FINE - 1)  // the step before is the last fine one
+        before(squared, near);
+      else
+        fourth_power(near);
+      for (int r = 0; r < ROWS; r++) gone[r] = fused(near[r] * share[r], load(taken + j), gone[r]);
     }
-    if (step > 0) give(step - 1, i, gone);
-    Float share[ROWS];
     for (int r = 0; r < ROWS; r++) {
+      left_[i + r] = std::max(left_[i + r] - sum(gone[r]), 0.f);
       share_[step * rows_ + i + r] = left_[i + r] / (sum(total[r]) + TINY);
-      share[r] = all(share_[step * rows_ + i + r]);
     }
+    shares(step, i, share);
     for (int64_t k = 0; k < count; k++) {
       float* offered = offered_ + near_[k] * LANES;
       Float sum = load(offered);
-      for (int r = 0; r < ROWS; r++) sum = fused(load(row_ + (k * ROWS + r) * LANES), share[r], sum);
+      for (int r = 0; r < ROWS; r++) sum = fused(load(values_ + (k * ROWS + r) * LANES), share[r], sum);
       store(offered, sum);
     }
   }
@@ -170,13 +190,17 @@ class ApproxMatch {
       const Rows from(x_.points, i);
       const Kernel kernel(STEPS - 1);
       const float* taken = taken_ + (STEPS - 1) * columns_;
-      Float gone[ROWS] = {};
+      Float share[ROWS], gone[ROWS] = {};
+      shares(STEPS - 1, i, share);
       for (int64_t k = 0; k < count; k++) {
         const int64_t j = near_[k] * LANES;
         const Target to(y_.points, j);
-        for (int r = 0; r < ROWS; r++) gone[r] = fused(kernel(to.squared_distance(from, r)), load(taken + j), gone[r]);
+        Float near[ROWS];
+        to.squared_distances(from, near);
+        kernel(near, near);
+        for (int r = 0; r < ROWS; r++) gone[r] = fused(near[r] * share[r], load(taken + j), gone[r]);
       }
-      give(STEPS - 1, i, gone);
+      for (int r = 0; r < ROWS; r++) left_[i + r] = std::max(left_[i + r] - sum(gone[r]), 0.f);
     });
     Float room{};
     for (int64_t j = 0; j < columns_; j += LANES) room += load(room_ + j);
@@ -207,40 +231,42 @@ class ApproxMatch {
     for (int64_t leaf = 0; leaf < x_.leaves; leaf++)
       for (int64_t i = leaf * LANES; i < std::min((leaf + 1) * LANES, n_); i += ROWS) {
         plan_the_rest(i);
-        for (int step = TOGETHER - 1; step < STEPS; step += TOGETHER)
-          plan(step, i, reach(leaf, Kernel(step).limit));
+        plan<FINE>(FINE - 1, i, reach(leaf, Kernel(FINE - 1).limit));
+        plan<STEPS - FINE>(STEPS - 1, i, reach(leaf, Kernel(STEPS - 1).limit));
         cost += move<SQUARED>(i, grad_x);
       }
     return cost;
   }
 
-  // What the last round moves from ROWS points of x.
+  // Write what the last round moves from ROWS points of x.
   void plan_the_rest(int64_t i) {
     const float *share = share_ + STEPS * rows_ + i, *taken = taken_ + STEPS * columns_;
     for (int64_t j = 0; j < columns_; j += LANES)
-      for (int r = 0; r < ROWS; r++) store(row_ + j * ROWS + r * LANES, load(taken + j) * share[r]);
+      for (int r = 0; r < ROWS; r++) store(values_ + j * ROWS + r * LANES, load(taken + j) * share[r]);
   }
 
-  // Add what a step and the two before it move.
+  // Add what the TOGETHER steps up to `step` move, whose kernels are powers of that of the last.
+  template <int TOGETHER>
   void plan(int step, int64_t i, int64_t count) {
     const Rows from(x_.points, i);
     const Kernel kernel(step);
-    const float *share = share_ + step * rows_ + i, *taken = taken_ + step * columns_;
-    Float shares[TOGETHER][ROWS];
-    for (int power = 0; power < TOGETHER; power++)
-      for (int r = 0; r < ROWS; r++) shares[power][r] = all(share[r - power * rows_]);
+    const float* taken = taken_ + step * columns_;
+    Float share[TOGETHER][ROWS];
+    for (int power = 0; power < TOGETHER; power++) shares(step - power, i, share[power]);
     for (int64_t k = 0; k < count; k++) {
       const int64_t j = near_[k] * LANES;
       const Target to(y_.points, j);
-      for (int r = 0; r < ROWS; r++) {
-        float* planned = row_ + j * ROWS + r * LANES;
-        Float near = kernel(to.squared_distance(from, r)), amount = load(planned);
-        for (int power = 0; power < TOGETHER; power++) {
-          if (power) near = fourth_power(near);
-          amount = fused(near * shares[power][r], load(taken + j - power * columns_), amount);
-        }
-        store(planned, amount);
+      float* planned = values_ + j * ROWS;
+      Float near[ROWS], amount[ROWS];
+      to.squared_distances(from, near);
+      kernel(near, near);
+      for (int r = 0; r < ROWS; r++) amount[r] = load(planned + r * LANES);
+      for (int power = 0; power < TOGETHER; power++) {
+        if (power) fourth_power(near);
+        for (int r = 0; r < ROWS; r++)
+          amount[r] = fused(near[r] * share[power][r], load(taken + j - power * columns_), amount[r]);
       }
+      for (int r = 0; r < ROWS; r++) store(planned + r * LANES, amount[r]);
     }
   }
 
@@ -255,8 +281,9 @@ class ApproxMatch {
       Float x = load(hx), y = load(hy), z = load(hz);
       for (int r = 0; r < ROWS; r++) {
         const Float dx = from.x[r] - to.x, dy = from.y[r] - to.y, dz = from.z[r] - to.z;
-        const Float squared = to.squared_distance(from, r), distance = SQUARED ? squared : square_root(squared);
-        const Float amount = load(row_ + j * ROWS + r * LANES);
+        const Float squared = fused(dz, dz, fused(dy, dy, dx * dx));
+        const Float distance = SQUARED ? squared : square_root(squared);
+        const Float amount = load(values_ + j * ROWS + r * LANES);
         const Float pull = SQUARED ? amount * 2.f : amount / larger(distance, all(1e-10f));
         cost = fused(amount, distance, cost);
         gx[r] = fused(pull, dx, gx[r]), gy[r] = fused(pull, dy, gy[r]), gz[r] = fused(pull, dz, gz[r]);
@@ -274,7 +301,7 @@ class ApproxMatch {
   const int64_t n_, m_;
   Cloud x_, y_;
   const int64_t rows_, columns_;
-  Array<float> share_, taken_, left_, room_, offered_, row_, grad_;
+  Array<float> share_, taken_, left_, room_, offered_, values_, grad_;
   Array<int32_t> near_;
 };
 
