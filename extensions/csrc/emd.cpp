@@ -1,133 +1,9 @@
-// Earth mover's distances: the cost of approxmatch without its plan, and an auction for the assignment problem.
+// An auction for the assignment problem: earth mover's distance, nearly exactly.
 #include <vector>
 
 #include "common.h"
 
 namespace {
-
-constexpr float TINY = 1e-9f, LOWEST = -87.f;  // exp(LOWEST) is about the smallest normal float
-
-// exp(x) for x <= 0 to two units in the last place, 0 below LOWEST (Cephes' polynomial).
-INLINE Float exponential(Float x) {
-  const Float clamped = larger(x, all(LOWEST)), magic = all(12582912.f);  // adding 1.5 * 2^23 rounds to whole numbers
-  const Float n = fused(clamped, all(1.442695041f), magic) - magic;
-  const Float r = fused(n, all(2.12194440e-4f), fused(n, all(-0.693359375f), clamped));
-  Float p = fused(r, all(1.9875691500e-4f), all(1.3981999507e-3f));
-  p = fused(p, r, all(8.3334519073e-3f));
-  p = fused(p, r, all(4.1665795894e-2f));
-  p = fused(p, r, all(1.6666665459e-1f));
-  p = fused(p, r, all(5.0000001201e-1f));
-  p = fused(p, r * r, r + 1.f);
-  const Int power = (__builtin_convertvector(n, Int) + 127) << 23;
-  return x < all(LOWEST) ? Float{} : p * (Float)power;
-}
-
-// One pair of clouds. Vectors run over the points of y; a point of x has `left` to give, one of y has room for `right`.
-class ApproxMatch {
- public:
-  ApproxMatch(int64_t n, int64_t m)
-      : n_(n), y_(m), left_(n), share_(n), right_(y_.padded), offered_(y_.padded), taken_(y_.padded), row_(y_.padded),
-        grad_(3 * y_.padded) {}
-
-  float run(const float* x, const float* y, bool squared, float* grad_x, float* grad_y) {
-    const int64_t m = y_.n, padded = y_.padded;
-    y_.fill(y);
-    for (int64_t j = 0; j < padded; j++) {
-      if (j >= m) y_.x[j] = y_.y[j] = y_.z[j] = 0;
-      right_[j] = j < m ? float(std::max<int64_t>(1, n_ / m)) : 0;
-    }
-    std::fill_n(+left_, n_, float(std::max<int64_t>(1, m / n_)));
-    std::fill_n(+grad_, 3 * padded, 0.f);
-    std::fill_n(grad_x, 3 * n_, 0.f);
-    double cost = 0;
-    for (int power = 7; power >= -2; power--) {
-      const float level = power == -2 ? 0.f : std::ldexp(1.f, 2 * power);
-      offer(x, level);
-      accept();
-      for (int64_t i = 0; i < n_; i++)
-        cost += squared ? flow<true>(x + 3 * i, i, level, grad_x) : flow<false>(x + 3 * i, i, level, grad_x);
-    }
-    for (int64_t j = 0; j < m; j++)
-      for (int axis = 0; axis < 3; axis++) grad_y[3 * j + axis] = grad_[axis * padded + j];
-    return float(cost);
-  }
-
- private:
-  // exp(-level * squared); `live` is false if that is 0 in every lane
-  INLINE Float kernel(Float squared, float level, bool& live) {
-    const Float exponent = squared * -level;
-    live = level == 0 || bits(~(exponent < all(LOWEST)));
-    return level == 0 ? all(1.f) : live ? exponential(exponent) : Float{};
-  }
-  INLINE Float squared_length(Float dx, Float dy, Float dz) { return fused(dz, dz, fused(dy, dy, dx * dx)); }
-
-  // Every point of x splits what it has left over the points of y: by nearness and by their room.
-  void offer(const float* x, float level) {
-    const int64_t padded = y_.padded;
-    const float *y = y_.x, *right = right_;
-    float *row = row_, *offered = offered_;
-    std::fill_n(offered, padded, 0.f);
-    for (int64_t i = 0; i < n_; i++) {
-      const Point from(x + 3 * i);
-      Float total{};
-      for (int64_t j = 0; j < padded; j += LANES) {
-        const Float dx = from.x - load(y + j), dy = from.y - load(y + padded + j), dz = from.z - load(y + 2 * padded + j);
-        bool live;
-        const Float near = kernel(squared_length(dx, dy, dz), level, live);
-        store(row + j, near);
-        if (live) total = fused(near, load(right + j), total);
-      }
-      share_[i] = left_[i] / (sum(total) + TINY);
-      const Float share = all(share_[i]);
-      for (int64_t j = 0; j < padded; j += LANES) store(offered + j, fused(load(row + j), share, load(offered + j)));
-    }
-  }
-
-  // Every point of y scales down what it is offered beyond its room.
-  void accept() {
-    for (int64_t j = 0; j < y_.padded; j++) {
-      const float offered = offered_[j] * right_[j], accepted = std::min(right_[j] / (offered + TINY), 1.f);
-      taken_[j] = right_[j] * accepted;
-      // what is left of room that was fully taken decides the next round: a difference would round it away
-      right_[j] = accepted < 1 ? right_[j] * TINY / (offered + TINY) : right_[j] - offered;
-    }
-  }
-
-  // What flows from one point of x: its cost; gradients are added up, what is left is reduced.
-  template <bool SQUARED>
-  float flow(const float* point, int64_t i, float level, float* grad_x) {
-    const Point from(point);
-    const Float share = all(share_[i]);
-    const int64_t padded = y_.padded;
-    const float *y = y_.x, *taken = taken_;
-    float* grad = grad_;
-    Float total{}, cost{}, gx{}, gy{}, gz{};
-    for (int64_t j = 0; j < padded; j += LANES) {
-      const Float dx = from.x - load(y + j), dy = from.y - load(y + padded + j), dz = from.z - load(y + 2 * padded + j);
-      const Float squared = squared_length(dx, dy, dz);
-      bool live;
-      const Float near = kernel(squared, level, live);
-      if (!live) continue;
-      const Float amount = near * share * load(taken + j);
-      const Float distance = SQUARED ? squared : square_root(squared);
-      const Float pull = SQUARED ? amount * 2.f : amount / larger(distance, all(1e-10f));
-      total += amount;
-      cost = fused(amount, distance, cost);
-      gx = fused(pull, dx, gx), gy = fused(pull, dy, gy), gz = fused(pull, dz, gz);
-      float* g = grad + j;
-      store(g, fused(-pull, dx, load(g)));
-      store(g + padded, fused(-pull, dy, load(g + padded)));
-      store(g + 2 * padded, fused(-pull, dz, load(g + 2 * padded)));
-    }
-    left_[i] = std::max(left_[i] - sum(total), 0.f);
-    grad_x[3 * i] += sum(gx), grad_x[3 * i + 1] += sum(gy), grad_x[3 * i + 2] += sum(gz);
-    return sum(cost);
-  }
-
-  const int64_t n_;
-  Planes y_;
-  Array<float> left_, share_, right_, offered_, taken_, row_, grad_;
-};
 
 // An auction one bidder at a time (D. Bertsekas): a point of x without a partner bids for the point of y that is
 // cheapest to it, distance and price together, by so much that it would then be as well off with its second choice, and
@@ -221,18 +97,6 @@ double largest_cost(const float* x, const float* y, int64_t n, bool squared) {
 }
 
 }  // namespace
-
-// x (B, n, 3), y (B, m, 3) -> cost (B,) and its gradients with the plan held constant
-extern "C" int64_t pointsmith_approx_match_cost(const float* x, const float* y, int64_t batch, int64_t n, int64_t m,
-                                                int64_t squared, float* cost, float* grad_x, float* grad_y,
-                                                int64_t threads) {
-  parallel(batch, threads, [&](int64_t begin, int64_t end) {
-    ApproxMatch match(n, m);
-    for (int64_t b = begin; b < end; b++)
-      cost[b] = match.run(x + b * n * 3, y + b * m * 3, squared, grad_x + b * n * 3, grad_y + b * m * 3);
-  });
-  return 0;
-}
 
 // x, y (B, n, 3) -> the partner in y of every point of x (B, n); returns 1 if coordinates are not finite or too large.
 extern "C" int64_t pointsmith_auction(const float* x, const float* y, int64_t batch, int64_t n, int64_t squared,

@@ -109,6 +109,35 @@ def test_gradients_equal_those_of_the_reference(name: str, monkeypatch: pytest.M
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * b.abs().max().item())
 
 
+@pytest.mark.parametrize("squared", [True, False])
+@pytest.mark.parametrize(
+    ("n", "m", "kind", "scale"),
+    [
+        (1, 1, "normal", 1.0),
+        (1, 9, "normal", 1.0),
+        (9, 1, "normal", 1.0),
+        (300, 300, "normal", 1.0),
+        (300, 300, "normal", 1e-3),
+        (300, 300, "normal", 30.0),  # most pairs are too far apart for all rounds but the last
+        (300, 300, "lattice", 1.0),
+        (130, 700, "normal", 0.3),
+        (700, 130, "normal", 3.0),
+        (65, 64, "one point", 1.0),
+        (40, 50, "normal", 1e15),
+    ],
+)
+def test_approximate_matching(n: int, m: int, kind: str, scale: float, squared: bool) -> None:
+    x, y = cloud(0, 3, n, kind) * scale, cloud(1, 3, m, "lattice" if kind == "lattice" else "normal") * scale
+    actual = library.kernels("cpu")["approx_match_cost"](x, y, squared)
+    cost, *gradients = reference.approx_match_cost(x.double(), y.double(), squared)
+    torch.testing.assert_close(actual[0].double(), cost, rtol=1e-4, atol=0)
+    for a, b in zip(actual[1:], gradients):
+        # what is left of a point that gave nearly all is rounding: which way it goes is seen in few gradients
+        assert (a - b).norm() <= 5e-4 * b.norm()
+    for alone, a in zip(library.kernels("cpu")["approx_match_cost"](x[1:2], y[1:2], squared), actual):
+        assert torch.equal(alone, a[1:2])
+
+
 def test_gradient_of_a_gradient() -> None:
     x, y = cloud(0, 1, 5, "normal").double().requires_grad_(), cloud(1, 1, 4, "normal").double().requires_grad_()
     assert torch.autograd.gradgradcheck(lambda a, b: ops.chamfer_distance(a, b, reduction="patch"), (x, y))
