@@ -82,7 +82,7 @@ def test_rows(tmp_path):
 def test_pretraining_on_one_class_goes_without(tmp_path):
     data = splits(tmp_path, classes=["class1"])
     model = MeanOfPoints()
-    model.forward = lambda points, rng: {"loss": points.mean()}  # type: ignore[method-assign]
+    model.forward = lambda points, rng: {"loss": points.mean()}
     assert data.val is not None
     assert set(Pretrain().evaluate(model, data.val, data, contextlib.nullcontext)) == {"loss"}
     assert Pretrain().conclude(model, data, contextlib.nullcontext) == []
