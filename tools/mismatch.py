@@ -44,7 +44,7 @@ def other_depth(report: LoadReport) -> list[str]:
         odd = sorted(block for block in _blocks(names) - filled if block[0] in stacks)
         if odd:
             named = ", ".join(f"{stack}.{number}" for stack, number in odd[:3]) + (", ..." if len(odd) > 3 else "")
-            lines.append(f"warning: {len(odd)} blocks {what} ({named}); is model.depth that of the checkpoint?")
+            lines.append(f"warning: blocks {what}: {len(odd)} ({named}); is model.depth that of the checkpoint?")
     return lines
 
 

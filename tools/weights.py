@@ -40,8 +40,5 @@ def put_backbone(
         return [found.summary()], found.loaded
     found = load_into(model, checkpoint, args.ckpts, whole=False)
     adapt(model, config)
-    return [
-        found.summary(),
-        *other_depth(found),
-        *([load_adapter(model, args.adapter)] if args.adapter else []),
-    ], found.loaded
+    adapter = [load_adapter(model, args.adapter)] if args.adapter else []
+    return [found.summary(), *other_depth(found), *adapter], found.loaded

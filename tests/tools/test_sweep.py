@@ -185,8 +185,8 @@ def test_another_depth_is_told():
         return other_depth(load_weights(model, made.state_dict(), "a.pth", model.key_map, may_differ=("head.",)))
 
     assert load(depth=2, of=2) == []
-    assert "1 blocks left at random (encoder.transformer.blocks.2)" in load(depth=3, of=2)[0]
-    assert "2 blocks of the checkpoint left out (encoder.transformer.blocks.1, " in load(depth=1, of=3)[0]
+    assert "blocks left at random: 1 (encoder.transformer.blocks.2)" in load(depth=3, of=2)[0]
+    assert "blocks of the checkpoint left out: 2 (encoder.transformer.blocks.1, " in load(depth=1, of=3)[0]
 
 
 def test_few_steps_are_told():
