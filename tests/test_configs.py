@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,8 @@ from tests.datasets import trees
 from tests.models.test_point_mae import SMALL
 from tools.adapt import adapt
 from tools.build import check_config, check_data
-from tools.cli import main
+from tools.cli import main, parse_arguments
+from tools.sweep import prefix
 from utils.config import load_config, to_plain
 from utils.schema import parameters
 
@@ -223,3 +227,15 @@ def test_every_data_file_is_yaml_of_a_data_section():
         "s3dis",
     }
     assert all("train" in yaml.safe_load(path.read_text()) for path in DATA)
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md")))])
+def test_the_commands_of_a_page_do_not_meet_in_one_folder(page):
+    """They are there to be run one after the other."""
+    text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    folders = []
+    for mode, command in re.findall(r"main_(pretrain|finetune)\.py (--config cfgs/.*)", text):
+        args = parse_arguments(mode, shlex.split(command, comments=True))
+        if not (args.resume or args.print_config or args.config.startswith("cfgs/mine/")):
+            folders.append(f"{Path(args.config).stem}/{prefix(args)}{args.exp_name}")
+    assert [folder for folder, number in Counter(folders).items() if number > 1] == []

@@ -77,8 +77,8 @@ def check_config(config: Mapping[str, Any]) -> None:
         if key in config:
             check_type(config[key], kind, key)
     check_quantize(config)
-    if config.get("seed", 0) < 0:
-        raise UserError(f"seed: {config['seed']}; use 0 or more")
+    if not 0 <= config.get("seed", 0) < 2**63:
+        raise UserError(f"seed: {config['seed']}; use 0 or more, below 2 ** 63")
 
 
 def build_device(name: str = "auto") -> torch.device:

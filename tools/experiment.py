@@ -20,11 +20,11 @@ from utils import dist
 from utils.config import dump_config, to_plain
 from utils.errors import UserError
 
-LAST, BEST = "ckpt-last.pth", "ckpt-best.pth"
+LAST, BEST, LOCK = "ckpt-last.pth", "ckpt-best.pth", ".lock"
 
 
 class Experiment:
-    """`root/<config stem>/<exp_name>/`. Only the first process writes; the others know the paths."""
+    """`root/<config stem>/<exp_name>/`. Only the first process writes; the others know the paths. One run at a time."""
 
     def __init__(self, root: str, config_path: str, exp_name: str, *, resume: bool = False, overwrite: bool = False):
         """Looks, and writes nothing yet: a new folder, or with `resume` the one that is there."""
@@ -45,11 +45,29 @@ class Experiment:
         dist.barrier()  # every process has looked before the first one writes
         if dist.is_main():
             if self.taken and not self.resume:
+                self._lock()  # its run may be alive
                 self.folder.rename(f"{self.folder}.replaced-{time.strftime('%Y%m%d-%H%M%S')}")
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock()
             for unfinished in self.folder.glob(".*.tmp"):  # a killed run was writing them
                 unfinished.unlink()
         dist.barrier()
+
+    def _lock(self) -> None:
+        """Keep other runs out until this process ends, however it ends."""
+        try:
+            import fcntl
+        except ImportError:  # Windows has no such locks
+            return
+        self.lock = open(self.folder / LOCK, "a")  # noqa: SIM115  # open, and so locked, as long as the run is
+        try:
+            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise UserError(
+                f"{self.folder}: another run is writing there; stop it first, or choose another --exp_name"
+            ) from error
+        except OSError:  # nor have some file systems
+            return
 
     def record_start(self, config: Mapping[str, Any], seed: int, start: str) -> None:
         """What is needed to run it again: resolved configuration, command line, environment."""

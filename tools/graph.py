@@ -133,6 +133,8 @@ def export_graph(args: argparse.Namespace) -> str:
     """Write the network, run the file, say how far it is from the network."""
     if not args.config:
         raise UserError("--config: missing; name the configuration of the network")
+    if min(args.batch, args.points) < 1:
+        raise UserError(f"--batch {args.batch} --points {args.points}: use at least 1 of each")
     config = to_plain(load_config(args.config, args.overrides)[0])
     check_config(config)
     model = build(config)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
 from datasets import DATASETS
+from utils.checkpoint import LoadReport
 from utils.schema import parameters
 
 TOLERATED = 4 / 3  # more points than this factor, or fewer than its inverse
+BLOCK = re.compile(r"(.*\bblocks)\.(\d+)\.")
 SETTLED = 150  # steps after which BatchNorm's running variance (momentum 0.1) has forgotten its initial 1
 
 
@@ -30,6 +33,24 @@ def mismatches(checkpoint: Mapping[str, Any], config: Mapping[str, Any], num_poi
         if None not in (old, new) and old != new:
             lines.append(f"checkpoint made with model.{key} {old}, now {new}")
     return lines
+
+
+def other_depth(report: LoadReport) -> list[str]:
+    """One line where a stack of blocks was filled in part, and one where blocks of the checkpoint found no place."""
+    filled = _blocks(report.loaded)
+    stacks = {stack for stack, _ in filled}
+    lines = []
+    for names, what in ((report.missing, "left at random"), (report.unexpected, "of the checkpoint left out")):
+        odd = sorted(block for block in _blocks(names) - filled if block[0] in stacks)
+        if odd:
+            named = ", ".join(f"{stack}.{number}" for stack, number in odd[:3]) + (", ..." if len(odd) > 3 else "")
+            lines.append(f"warning: blocks {what}: {len(odd)} ({named}); is model.depth that of the checkpoint?")
+    return lines
+
+
+def _blocks(names: Iterable[str]) -> set[tuple[str, int]]:
+    """Where a block stands, and its number there."""
+    return {(match[1], int(match[2])) for match in map(BLOCK.match, names) if match}
 
 
 def network(config: Mapping[str, Any]) -> Mapping[str, Any]:

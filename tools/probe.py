@@ -71,10 +71,17 @@ def extract_features(
     return Features(x[order], y[order], None if groups is None else groups[loader.dataset.index])
 
 
+def has_classes(data: DataSplits) -> bool:
+    """Whether the training clouds differ in class, as every probe needs."""
+    return len(np.unique(data.fit_set.dataset.class_labels)) > 1
+
+
 def run_probes(model: nn.Module, data: DataSplits, autocast: Autocast, names: tuple[str, ...]) -> list[dict]:
     """Result rows on the test set."""
     if data.test is None:
         raise UserError("data.test: a probe needs a test set")
+    if not has_classes(data):
+        raise UserError("data.train: all clouds are of one class, so a probe has nothing to tell apart")
     train = extract_features(model, data.fit_set, data, autocast)
     test = extract_features(model, data.test, data, autocast)
     functions: dict[str, Callable[[Features, Features], Score]] = {
@@ -160,9 +167,10 @@ def _chosen(make, grid: tuple, train: Features, test: Features, protocol: str) -
         warnings.simplefilter("ignore", ConvergenceWarning)  # so many iterations are part of the protocol
         if smallest >= 2 and len(grid) > 1:
             kind = StratifiedKFold if train.groups is None else StratifiedGroupKFold
-            folds = kind(min(FOLDS, smallest), shuffle=True, random_state=0)
+            number = min(FOLDS, smallest)
+            folds = kind(number, shuffle=True, random_state=0)
             means = [cross_val_score(make(v), train.x, train.y, cv=folds, groups=train.groups).mean() for v in grid]
-            value, rule = grid[int(np.argmax(means))], f" by {FOLDS}-fold cross-validation on train"
+            value, rule = grid[int(np.argmax(means))], f" by {number}-fold cross-validation on train"
         accuracy = _percent(make(value).fit(train.x, train.y).predict(test.x), test.y)
     return Score(accuracy, f"{protocol} {value:g}{rule}")
 

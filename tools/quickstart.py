@@ -5,11 +5,13 @@ python -m tools.quickstart   (bash scripts/quickstart.sh makes the environment f
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tools.monitor import duration
@@ -22,7 +24,8 @@ SEEDS = 3
 Line = tuple[str, str, str, str]  # what ran, figure, time, files
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    argparse.ArgumentParser(prog="quickstart", description="Pre-train, probe and fine-tune.").parse_args(argv)
     started = time.monotonic()
     name = next(f"run{i}" for i in itertools.count(1) if not list(FOLDER.glob(f"*run{i}*")))
     checkpoint = str(FOLDER / name / "ckpt-last.pth")

@@ -31,7 +31,7 @@ from models.samplers.samplenet import SampleNet
 from tools.build import build_device
 from tools.cli import Parser, tell
 from utils.checkpoint import load_weights, read_checkpoint, weights_in
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.random import BatchRandom
 
 SCALED = ("unit_cube", "normalize")  # what a sampler may have been trained behind
@@ -172,7 +172,10 @@ def read_clouds(path: Path, surface: int, seed: int) -> tuple[np.ndarray, np.nda
         labels = None if labels is None or np.ndim(points) == 2 else np.asarray(labels).reshape(-1).astype(np.int64)
         return _checked(path, np.asarray(points)), labels, names
     if path.suffix.lower() == ".npy" and path.is_file():
-        array = np.load(path, allow_pickle=False)
+        try:
+            array = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise UserError(f"{path}: not a readable .npy file ({first_line(error)})") from error
         if array.ndim == 3:
             return _checked(path, array), None, []
     points, faces, _ = read_cloud(path)

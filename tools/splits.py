@@ -126,6 +126,8 @@ def _check_classes(train: PointClouds, **others: PointClouds | None) -> None:
 
 def only_classes(dataset: PointClouds, classes: list[str]) -> PointClouds:
     """The clouds of the named classes; the classes keep their numbers."""
+    if not classes:
+        raise UserError("data.classes: an empty list leaves no clouds; name classes, or leave it out for all")
     for name in classes:
         if name not in dataset.class_names:
             raise UserError(f"data.classes: '{dataset.name}' has no class '{name}'.{hint(name, dataset.class_names)}")

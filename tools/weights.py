@@ -11,6 +11,7 @@ from torch import nn
 from models.peft.apply import OWN
 from tools.adapt import adapt, entries, load_adapter
 from tools.build import load_into
+from tools.mismatch import other_depth
 from tools.teacher import put_teacher
 from utils.checkpoint import weights_in
 
@@ -39,4 +40,5 @@ def put_backbone(
         return [found.summary()], found.loaded
     found = load_into(model, checkpoint, args.ckpts, whole=False)
     adapt(model, config)
-    return [found.summary(), *([load_adapter(model, args.adapter)] if args.adapter else [])], found.loaded
+    adapter = [load_adapter(model, args.adapter)] if args.adapter else []
+    return [found.summary(), *other_depth(found), *adapter], found.loaded

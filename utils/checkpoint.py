@@ -33,10 +33,18 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            torch.save(dict(state), file)
+            try:
+                torch.save(dict(state), file)
+            except RuntimeError as error:  # where the disk is full, the zip writer's own error hides the reason
+                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        kept = "; the file of before is unharmed" if path.is_file() else ""
+        raise UserError(
+            f"{path}: cannot be written ({first_line(error)}){kept}; make room or choose another --root"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

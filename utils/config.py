@@ -76,6 +76,8 @@ def to_plain(value: Any) -> Any:
 
 
 def _load_file(path: Path, origins: Origins, prefix: str, opened: tuple[Path, ...]) -> dict[str, Any]:
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; a configuration is one file")
     if not path.is_file():
         near = hint(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
         named = f" (`_base_` of {_short(opened[-1])})" if opened else ""

@@ -60,6 +60,8 @@ class Registry:
             if isinstance(args.get(key), Mapping | str):
                 registry.check(_named(args.pop(key)), join(where, key), given)
                 given = (*given, key)
+            elif isinstance(args.get(key), int | float | list):
+                raise UserError(f"{join(where, key)}: expected a {registry.kind} by name, found {args[key]!r}")
         check_arguments(target, args, where, what, self.sizes)
         check_required(target, (*args, *given), where, what)
 

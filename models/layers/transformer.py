@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from models.layers.attention import AttentionKind
 from models.layers.attention.dense import Attention
+from utils.errors import UserError
 
 # "trunc_normal" (0.02) is the published start; it makes the position embedding of 3 coordinates so small that the
 # network sees no positions for many epochs. "torch", each layer's own default, suits short training.
@@ -133,6 +134,8 @@ class Transformer(Blocks):
 
 def rising_rates(highest: float, depth: int) -> list[float]:
     """Drop path rates from 0 to `highest`, block by block."""
+    if not 0 <= highest < 1:
+        raise UserError(f"drop_path_rate: {highest} is not a share; use a number of at least 0 and below 1")
     return torch.linspace(0, highest, depth, device="cpu").tolist()  # also when built on the meta device
 
 

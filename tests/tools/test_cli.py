@@ -134,6 +134,15 @@ MISTAKES = {
     "text in a list of mappings": Mistake("data.augment", "mapping", change={"data.augment": ["jitter"]}),
     "list for a number": Mistake("model.drop_path_rate", "number", change={"model.drop_path_rate": [1]}),
     "precision that is none": Mistake("runner.precision", "'bf16'", change={"runner.precision": "half"}),
+    "number for a mask": Mistake("model.mask", "mask by name", "3", change={"model.mask": 3}),
+    "seed beyond the generator": Mistake("seed", "2 ** 63", argv=("--seed", str(2**63))),
+    "drop path of everything": Mistake("model", "drop_path_rate", "below 1", change={"model.drop_path_rate": 1}),
+    "smoothing above one": classifier("task", "label_smoothing", "2", change={"task.label_smoothing": 2}),
+    "smoothing of points": Mistake(
+        "task", "label_smoothing", change={"task": {"name": "part_segmentation", "label_smoothing": -1.0}}
+    ),
+    "votes counted never": classifier("task", "vote_repeats", "at least 1", change={"task.vote_repeats": 0}),
+    "classes of nothing": Mistake("data.classes", "empty", change={"data.classes": []}),
     "seed below zero": Mistake("seed", "0 or more", argv=("--seed", "-1")),
     "rate below zero": Mistake("optimizer", "learning rate", "-0.1", change={"optimizer.lr": -0.1}),
     "no epochs": Mistake("runner.epochs", "at least 1", change={"runner.epochs": 0}),
@@ -233,6 +242,8 @@ def test_a_missing_configuration_names_the_nearest(tmp_path, capsys):
     write_config(tmp_path, {}, "pretrain_small.yaml")
     assert run(PRETRAIN, tmp_path / "pretrain_smal.yaml") == 2
     assert "Did you mean 'pretrain_small.yaml'?" in capsys.readouterr().err
+    assert run(PRETRAIN, tmp_path) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}: is a folder; a configuration is one file\n"
 
 
 def test_an_existing_folder_is_untouched(tmp_path, capfd):

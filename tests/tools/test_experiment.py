@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import yaml
 
-from tests.helpers import changed, folder_of, pretrain_config, run, write_config
+from tests.helpers import ROOT, changed, folder_of, pretrain_config, run, write_config
 from tools.experiment import Experiment, config_hash
 from utils.errors import UserError
 
@@ -42,7 +44,29 @@ def test_an_empty_folder_is_free_and_leftovers_of_a_killed_run_go(tmp_path):
     with pytest.raises(UserError, match="exists already"):
         Experiment(str(tmp_path), "some.yaml", "a")
     Experiment(str(tmp_path), "some.yaml", "a", resume=True).open()
-    assert [path.name for path in folder.iterdir()] == ["ckpt-last.pth"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "ckpt-last.pth"]
+
+
+@pytest.mark.parametrize("options", [{}, {"resume": True}, {"overwrite": True}])
+def test_two_runs_do_not_share_a_folder(options, tmp_path):
+    begin = "from tools.experiment import Experiment\n"
+    begin += "run = Experiment(sys.argv[1], 'some.yaml', 'a'); run.open(); print('open', flush=True); sys.stdin.read()"
+    seen = Experiment(str(tmp_path), "some.yaml", "a")  # looked before the other began
+    with subprocess.Popen(
+        [sys.executable, "-c", f"import sys\n{begin}", str(tmp_path)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "open\n"
+        seen.last.write_text("of the other run")
+        experiment = Experiment(str(tmp_path), "some.yaml", "a", **options) if options else seen
+        with pytest.raises(UserError, match="another run is writing"):
+            experiment.open()
+        assert seen.last.read_text() == "of the other run" and [path.name for path in tmp_path.iterdir()] == ["some"]
+        other.kill()
+    experiment.open()  # a killed run holds nothing
 
 
 def test_the_hash_is_of_values_not_of_order():

@@ -12,6 +12,7 @@ from torch import nn
 from tests.helpers import write_data
 from tools.probe import PROBES, Features, extract_features, knn, linear, run_probes, svm, svm_cv
 from tools.splits import DataSplits
+from tools.tasks.pretrain import Pretrain
 from utils.errors import UserError
 
 
@@ -78,6 +79,15 @@ def test_rows(tmp_path):
     assert {row["metric"]: row["value"] for row in rows}["svm_cv_acc"] == 100.0
 
 
+def test_pretraining_on_one_class_goes_without(tmp_path):
+    data = splits(tmp_path, classes=["class1"])
+    model = MeanOfPoints()
+    model.forward = lambda points, rng: {"loss": points.mean()}
+    assert data.val is not None
+    assert set(Pretrain().evaluate(model, data.val, data, contextlib.nullcontext)) == {"loss"}
+    assert Pretrain().conclude(model, data, contextlib.nullcontext) == []
+
+
 def test_what_cannot_be_probed_is_told(tmp_path):
     data = splits(tmp_path)
     with pytest.raises(UserError, match="'Linear' has no encode"):
@@ -86,6 +96,9 @@ def test_what_cannot_be_probed_is_told(tmp_path):
     model.encode = lambda points: points.mean(1) * float("nan")  # type: ignore[method-assign]
     with pytest.raises(UserError, match="diverged"):
         run_probes(model, data, contextlib.nullcontext, PROBES)
+    alone = splits(tmp_path, classes=["class1"])
+    with pytest.raises(UserError, match="one class"):
+        run_probes(MeanOfPoints(), alone, contextlib.nullcontext, PROBES)
     data.test = None
     with pytest.raises(UserError, match=r"data\.test"):
         run_probes(MeanOfPoints(), data, contextlib.nullcontext, PROBES)

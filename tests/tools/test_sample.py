@@ -152,12 +152,19 @@ def test_seed(cloud: np.ndarray, tmp_path: Path) -> None:
         (["in.ply", "o.ply", "--ckpts", "run.pth", "-n", "5"], "this sampler makes 6 points"),
         (["in.ply", "o.ply", "--ckpts", "other.pth"], "no sampler in it"),
         (["many.npy", "o.ply", "--method", "fps", "-n", "3"], "2 clouds do not go into one .ply"),
+        (
+            ["objects.npy", "o.ply", "--method", "fps", "-n", "3"],
+            "objects.npy: not a readable .npy file (Object arrays",
+        ),
+        (["cut.npy", "o.ply", "--method", "fps", "-n", "3"], "cut.npy: not a readable .npy file"),
     ],
 )
 def test_mistakes(words, message: str, cloud, tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     checkpoint(tmp_path)
     np.save("many.npy", np.zeros((2, 9, 3), np.float32))
+    np.save("objects.npy", np.array([{}]), allow_pickle=True)
+    Path("cut.npy").write_bytes(Path("many.npy").read_bytes()[:150])
     torch.save({"model": {"a": torch.zeros(1)}}, "other.pth")
     assert main(words) == 2
     assert message in capsys.readouterr().err

@@ -93,6 +93,12 @@ def test_sampling_and_neighbours_are_written_out(name: str, tmp_path: Path) -> N
     assert difference(model, "pt2", path, example) < 1e-5
 
 
+@pytest.mark.parametrize("wrong", [["--batch", "0"], ["--points", "-1"]])
+def test_a_graph_of_nothing_is_told(wrong: list[str], capsys: pytest.CaptureFixture) -> None:
+    assert export(["--config", "any.yaml", "--ckpts", "any.pth", *wrong]) == 2
+    assert "use at least 1" in capsys.readouterr().err
+
+
 def test_what_is_missing_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     import builtins
 

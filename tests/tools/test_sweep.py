@@ -11,10 +11,12 @@ import pytest
 from torch import nn
 
 from datasets.packed import write_packed
+from models.point_mae import PointMAE, PointMAEClassifier
 from tools.cli import main
-from tools.mismatch import mismatches, points_seen, too_few_steps
+from tools.mismatch import mismatches, other_depth, points_seen, too_few_steps
 from tools.probe import Features, knn, linear, prototype
 from tools.sweep import summarise, with_episode
+from utils.checkpoint import load_weights
 
 MODEL = ["model.embed_dim=24", "model.num_heads=2", "model.depth=1", "model.num_group=8", "model.group_size=8"]
 SMALL = [*MODEL, "model.patch_width=16", "data.train.num_points=64", "data.test.num_points=64"]
@@ -173,6 +175,18 @@ def test_other_numbers_of_points_are_told():
     assert len(lines) == 2 and "1024 points a cloud, now 8192" in lines[0] and "group_size 32, now 16" in lines[1]
     assert len(mismatches({"config": made}, now, 1200, trained=False)) == 2  # patches, and how many
     assert mismatches({"base_model": {}}, now, 8192, trained=False) == []
+
+
+def test_another_depth_is_told():
+    def load(depth: int, of: int) -> list[str]:
+        sizes: dict[str, Any] = {"embed_dim": 8, "num_heads": 2, "patch_width": 16}
+        made = PointMAE(depth=of, decoder_depth=1, decoder_num_heads=2, **sizes)
+        model = PointMAEClassifier(3, depth=depth, **sizes)
+        return other_depth(load_weights(model, made.state_dict(), "a.pth", model.key_map, may_differ=("head.",)))
+
+    assert load(depth=2, of=2) == []
+    assert "blocks left at random: 1 (encoder.transformer.blocks.2)" in load(depth=3, of=2)[0]
+    assert "blocks of the checkpoint left out: 2 (encoder.transformer.blocks.1, " in load(depth=1, of=3)[0]
 
 
 def test_few_steps_are_told():

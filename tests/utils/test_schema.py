@@ -115,7 +115,7 @@ def test_registry():
         {"me": build_me, "share": lambda of: 6 // of, "join": "os.path:join", "gone": "no_such_module:x"},
         {"size": parts},
     )
-    assert registry.build({"name": "me", "size": 3}) == (3, 0.1)
+    assert registry.build({"name": "me", "size": "small"}) == (("small", 1), 0.1)
     assert registry.build({"name": "me", "size": {"name": "small", "size": 2}}) == (("small", 2), 0.1)
     assert registry.build({"name": "me"}, size=5) == (5, 0.1)
     assert registry.get("join")("a", "b") == "a/b"
@@ -129,7 +129,8 @@ def test_registry():
         (["me"], "x: expected a mapping"),
         ({"name": "me"}, "x.size: thing 'me' needs this option"),
         ({"name": "me", "size": {"name": "smal"}}, "x.size.name: unknown part 'smal'"),
-        ({"name": "me", "size": 1, "rate": 2}, "x: rate 2 is more than 1"),
+        ({"name": "me", "size": 1}, "x.size: expected a part by name, found 1"),
+        ({"name": "me", "size": "small", "rate": 2}, "x: rate 2 is more than 1"),
         ({"name": "share", "of": 0}, "x.name: 'share' cannot be built with a size of 0"),
     ]
     for cfg, words in wrong:

@@ -16,6 +16,7 @@ from datasets.loader import Loader
 from datasets.transforms import apply_all
 from models.layers.extra import WithLosses
 from tools.splits import DataSplits
+from utils.errors import UserError
 from utils.random import BatchRandom
 
 Autocast = Callable[[], contextlib.AbstractContextManager]
@@ -67,6 +68,13 @@ class Task:
     def pictures(self, model: nn.Module, data: DataSplits, autocast: Autocast) -> dict[str, ndarray]:
         """Images (H, W, 3) by name, made at every validation by the first process alone."""
         return {}
+
+
+def checked_smoothing(share: float) -> float:
+    """Label smoothing of a cross entropy."""
+    if not 0 <= share <= 1:
+        raise UserError(f"label_smoothing: {share} is not a share; use a number from 0 to 1")
+    return share
 
 
 def extra_inputs(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:

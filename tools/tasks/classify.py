@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from datasets.loader import Loader
 from datasets.transforms import apply_all
 from tools.splits import DataSplits
-from tools.tasks.base import Autocast, Task, evaluating, extra_inputs, judged, prepared
+from tools.tasks.base import Autocast, Task, checked_smoothing, evaluating, extra_inputs, judged, prepared
+from utils.errors import UserError
 from utils.metrics import Confusion
 from utils.random import BatchRandom
 
@@ -24,7 +25,10 @@ class Classify(Task):
     watch, higher_is_better = "acc", True
 
     def __init__(self, label_smoothing: float = 0.0, vote_times: int = 0, vote_repeats: int = 1):
-        self.label_smoothing, self.vote_times, self.vote_repeats = label_smoothing, vote_times, vote_repeats
+        if vote_repeats < 1:
+            raise UserError(f"vote_repeats: {vote_repeats}; use at least 1")
+        self.label_smoothing = checked_smoothing(label_smoothing)
+        self.vote_times, self.vote_repeats = vote_times, vote_repeats
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor], rng: BatchRandom) -> dict[str, Tensor]:
         def judge(logits: Tensor) -> dict[str, Tensor]:

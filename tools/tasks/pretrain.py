@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from datasets.loader import Loader
 from datasets.transforms import apply_all
 from tools.draw import draw_clouds, heat, sheet_of
-from tools.probe import PROBES, extract_features, run_probes, svm_cv
+from tools.probe import PROBES, extract_features, has_classes, run_probes, svm_cv
 from tools.splits import DataSplits
 from tools.tasks.base import Autocast, Progress, Task, evaluating, prepared
 from utils import dist
@@ -27,7 +27,7 @@ CLOUDS_DRAWN = 6
 
 class Pretrain(Task):
     """probe: at every validation fit a linear SVM on the training features and score it on the validation data; at the
-    end, and with --svm, the whole set of probes runs on the test set."""
+    end, and with --svm, the whole set of probes runs on the test set. Clouds of one class go without."""
 
     def __init__(self, probe: bool = True):
         self.probe = probe
@@ -47,7 +47,7 @@ class Pretrain(Task):
 
     def evaluate(self, model: nn.Module, loader: Loader, data: DataSplits, autocast: Autocast) -> dict[str, float]:
         figures = self._means(model, loader, data, autocast)
-        if self.probe:
+        if self.probe and has_classes(data):
             for name, encoder in {"": model, **also_probed(model)}.items():
                 train = extract_features(encoder, data.fit_set, data, autocast)
                 held_out = extract_features(encoder, loader, data, autocast)
@@ -71,7 +71,7 @@ class Pretrain(Task):
 
     def conclude(self, model: nn.Module, data: DataSplits, autocast: Autocast) -> list[dict]:
         """Every probe on the test set, fitted on the training data without the validation part."""
-        if data.test is None:
+        if data.test is None or not has_classes(data):
             return []
         rows = run_probes(model, data, autocast, PROBES)
         for name, encoder in also_probed(model).items():

@@ -17,7 +17,7 @@ from datasets.rooms import each_room
 from datasets.transforms import apply_all
 from tools.draw import draw_clouds
 from tools.splits import DataSplits
-from tools.tasks.base import Autocast, Task, evaluating, extra_inputs, prepared
+from tools.tasks.base import Autocast, Task, checked_smoothing, evaluating, extra_inputs, prepared
 from utils import dist
 from utils.errors import UserError
 from utils.metrics import Confusion, PartScores
@@ -32,7 +32,7 @@ class Segmentation(Task):
     higher_is_better = True
 
     def __init__(self, label_smoothing: float = 0.0):
-        self.label_smoothing = label_smoothing
+        self.label_smoothing = checked_smoothing(label_smoothing)
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor], rng: BatchRandom) -> dict[str, Tensor]:
         if "seg" not in batch:

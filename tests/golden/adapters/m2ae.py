@@ -131,15 +131,20 @@ def forward_stages(model: PointM2AE, points: Tensor, mask: Tensor) -> dict[str, 
     masks = model.masks(scales, mask)
     packed = pack(masks)
     seen: dict[str, Tensor] = {}
-    propagation = model.decoder.token_prop[0].register_forward_hook(lambda _, args, out: seen.update(prop0=out))
+    hooks = [
+        propagation.register_forward_hook(lambda _, args, out, key=f"prop{j}": seen.update({key: out}))
+        for j, propagation in enumerate(model.decoder.token_prop)
+    ]
     encoded = model.encoder(scales, packed)
-    coarse, fine = model.decode(encoded, scales, masks, packed)
-    propagation.remove()
+    coarse, *finer = model.decode(encoded, scales, masks, packed)
+    for hook in hooks:
+        hook.remove()
     for i, (tokens, pack_) in enumerate(zip(encoded, packed)):
         seen[f"enc_tokens_s{i}"] = tokens.masked_fill(~pack_.valid[..., None], 0)
         seen[f"enc_valid_s{i}"] = pack_.valid
     order = mask.int().argsort(dim=1, stable=True)[..., None].expand_as(coarse)  # upstream: visible, then hidden
-    return {**seen, "dec_stage0": coarse.gather(1, order), "dec_stage1": fine, "dec_norm": model.decoder.norm(fine)}
+    seen |= {f"dec_stage{j}": stage for j, stage in enumerate([coarse.gather(1, order), *finer])}
+    return {**seen, "dec_norm": model.decoder.norm(finer[-1])}
 
 
 def check_features(fixture: Fixture) -> None:
@@ -171,8 +176,8 @@ def m2ae_local_attention(fixture: Fixture) -> None:
     fixture.check(alone.masked_fill(~valid[..., None], 0), "out/tokens_keypad")
 
 
-def classifier(fixture: Fixture, num_classes: int, pooling: Literal["sum", "concat"]) -> None:
-    fixture.noise = NOISE
+def classifier(fixture: Fixture, pooling: Literal["sum", "concat"]) -> None:
+    fixture.noise, num_classes = NOISE, fixture["out/logits"].shape[1]
     model = PointM2AEClassifier(
         num_classes, pooling, local_radius=fixture.about["config"]["local_radius"], **options(fixture)
     ).eval()
@@ -225,7 +230,7 @@ ADAPTERS: dict[str, Callable[[Fixture], None]] = {
     "m2ae_backprojection": m2ae_backprojection,
     "m2ae_pretrain": m2ae_pretrain,
     "m2ae_local_attention": m2ae_local_attention,
-    "m2ae_cls_modelnet40": lambda fixture: classifier(fixture, 40, "sum"),
-    "m2ae_cls_scanobjectnn": lambda fixture: classifier(fixture, 15, "concat"),
+    "m2ae_cls_modelnet40": lambda fixture: classifier(fixture, "sum"),
+    "m2ae_cls_scanobjectnn": lambda fixture: classifier(fixture, "concat"),
     "m2ae_partseg": m2ae_partseg,
 }

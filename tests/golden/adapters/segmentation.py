@@ -40,7 +40,7 @@ def partseg(fixture: Fixture) -> None:
     model.head.label.register_forward_hook(lambda m, i, out: seen.update(label=out))
     fixture.check(F.log_softmax(model(points, category), dim=-1), "out/log_probs")
     features = torch.stack([seen[str(layer)] for layer in args["fetch_idx"]])
-    fixture.check(features, "out/features_3_7_11_before_norm")
+    fixture.check(features, f"out/features_{'_'.join(map(str, args['fetch_idx']))}_before_norm")
     fixture.check(seen["local"].sum(dim=1), "out/propagation_sum_over_points")
     fixture.check(seen["label"], "out/label_feature")
     batch = {"points": points, "label": category, "seg": fixture["in/target"]}
@@ -53,7 +53,7 @@ def partseg(fixture: Fixture) -> None:
 
 def partseg_metrics(fixture: Fixture) -> None:
     parts = fixture.args["parts"] if "args" in fixture.about else fixture.about["seg_classes"]
-    allowed = torch.zeros(len(parts), 50, dtype=torch.bool)
+    allowed = torch.zeros(len(parts), fixture["in/logits"].shape[-1], dtype=torch.bool)
     for row, ids in zip(allowed, parts.values()):
         row[ids] = True
     scores = PartScores(allowed)
