@@ -159,6 +159,9 @@ class SA3D(nn.Module):
         if self.rank_weight:
             predicted = self.predict(groups, view, whole)
             errors["rank"], figures["rank_acc"] = self._rank(predicted, target, valid)
+            if not self.training:  # and how well the average answers what it is asked when a mask is drawn
+                asked = self.difficulty(groups, whole).gather(1, view.hidden)
+                figures["teacher_rank_acc"] = ranking_loss(asked, target, valid)[1]
         loss = torch.stack([weights[name] * error for name, error in errors.items()]).sum()
         shown = {"mask/guided": self.mask.num_guided(mask.shape[1]) / num_masked, "ema/decay": self.decay}
         figures |= {**errors, **{f"weighted/{name}": weights[name] * error for name, error in errors.items()}}

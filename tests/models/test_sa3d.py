@@ -113,6 +113,21 @@ def test_from_complete_clouds_it_is_taught_what_it_is_asked(backbone: str) -> No
     assert not torch.equal(predicted, published)
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_evaluation_tells_how_well_the_average_answers(backbone: str) -> None:
+    points = cloud(3)
+    taught = build(backbone, predict_from="complete").eval()(points, rng=BatchRandom(0))["figures"]
+    assert taught["teacher_rank_acc"] == taught["rank_acc"]  # average and student are still alike
+    model = build(backbone).eval()
+    groups = model.student.group(points)
+    mask, answers = model.draw(groups, rng=BatchRandom(0))[0], model.difficulty(groups)
+    right = model(points, mask=mask)["figures"]["teacher_rank_acc"]
+    model.average["predictor"].forward = lambda *_: -answers
+    wrong = model(points, mask=mask)["figures"]["teacher_rank_acc"]
+    assert float(right + wrong) == pytest.approx(1, abs=1e-6)
+    assert "teacher_rank_acc" not in build(backbone).train()(points, rng=BatchRandom(0))["figures"]
+
+
 def test_a_coarse_patch_is_as_hard_as_its_rebuilt_members() -> None:
     model, points = build("PointM2AE").eval(), cloud()
     groups = model.student.group(points)

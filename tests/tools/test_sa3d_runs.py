@@ -68,7 +68,7 @@ def test_what_is_logged(tmp_path):
     for name in ("reconstruction", "distillation", "rank"):
         assert {f"train/{name}", f"train/weighted/{name}", f"val/{name}"} <= record.keys()
     assert record["train/mask/guided"] == 1.0 and 0.8 < record["train/ema/decay"] < 0.9
-    assert {"val/probe_acc", "val/teacher_probe_acc", "val/rank_acc"} <= record.keys()
+    assert {"val/probe_acc", "val/teacher_probe_acc", "val/rank_acc", "val/teacher_rank_acc"} <= record.keys()
     assert {"svm_acc", "teacher_svm_acc"} <= {row["metric"] for row in rows_of(folder_of(config))}
     assert (folder_of(config) / "difficulty.png").stat().st_size > 1000
     events = b"".join(path.read_bytes() for path in (folder_of(config) / "tensorboard").iterdir())
