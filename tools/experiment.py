@@ -18,7 +18,7 @@ import torch
 
 from utils import dist
 from utils.config import dump_config, to_plain
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 LAST, BEST, LOCK = "ckpt-last.pth", "ckpt-best.pth", ".lock"
 
@@ -82,7 +82,10 @@ class Experiment:
 
     def read_json(self, name: str) -> dict[str, Any]:
         path = self.folder / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except ValueError as error:
+            raise UserError(f"{path}: damaged ({first_line(error)}); start a new run with --ckpts") from error
 
     def write_json(self, name: str, value: Any) -> None:
         if dist.is_main():

@@ -31,6 +31,8 @@ class Step:
     """Multiply by `gamma` every `step_epochs`, down to a share of the base rate: max(gamma ^ steps, lowest)."""
 
     def __init__(self, step_epochs: int = 30, gamma: float = 0.1, lowest: float = 0.0):
+        if step_epochs < 1:
+            raise UserError(f"step_epochs: {step_epochs}; use at least 1")
         self.step_epochs, self.gamma, self.lowest = step_epochs, gamma, lowest
 
     def __call__(self, base_lr: float, epoch: float, epochs: int) -> float:
@@ -53,6 +55,8 @@ class Decay:
     """Exponential decay down to a share of the base rate: max(decay ^ (epoch / decay_epochs), lowest)."""
 
     def __init__(self, decay: float = 0.7, decay_epochs: float = 20, lowest: float = 0.01):
+        if decay_epochs <= 0:
+            raise UserError(f"decay_epochs: {decay_epochs}; use more than 0")
         self.decay, self.decay_epochs, self.lowest = decay, decay_epochs, lowest
 
     def __call__(self, base_lr: float, epoch: float, epochs: int) -> float:

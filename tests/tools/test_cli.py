@@ -145,6 +145,10 @@ MISTAKES = {
     "classes of nothing": Mistake("data.classes", "empty", change={"data.classes": []}),
     "seed below zero": Mistake("seed", "0 or more", argv=("--seed", "-1")),
     "rate below zero": Mistake("optimizer", "learning rate", "-0.1", change={"optimizer.lr": -0.1}),
+    "steps of no epochs": Mistake(
+        "step_epochs", "at least 1", change={"scheduler": {"name": "step", "step_epochs": 0}}
+    ),
+    "decay in no time": Mistake("decay_epochs", "0", change={"scheduler": {"name": "decay", "decay_epochs": 0}}),
     "no epochs": Mistake("runner.epochs", "at least 1", change={"runner.epochs": 0}),
     "save never": Mistake("runner.save_every", "at least 1", change={"runner.save_every": 0}),
     "share above one": Mistake("data.val_fraction", "1.5", change={"data.val_fraction": 1.5}),

@@ -69,6 +69,14 @@ def test_two_runs_do_not_share_a_folder(options, tmp_path):
     experiment.open()  # a killed run holds nothing
 
 
+def test_a_damaged_record_is_told(tmp_path):
+    experiment = Experiment(str(tmp_path), "some.yaml", "a")
+    experiment.open()
+    (experiment.folder / "environment.json").write_text("{")
+    with pytest.raises(UserError, match=r"environment\.json: damaged"):
+        experiment.read_json("environment.json")
+
+
 def test_the_hash_is_of_values_not_of_order():
     assert config_hash({"a": 1, "b": {"c": [1, 2]}}) == config_hash({"b": {"c": [1, 2]}, "a": 1})
     assert config_hash({"a": 1}) != config_hash({"a": 2})

@@ -154,7 +154,7 @@ def test_seed(cloud: np.ndarray, tmp_path: Path) -> None:
         (["many.npy", "o.ply", "--method", "fps", "-n", "3"], "2 clouds do not go into one .ply"),
         (
             ["objects.npy", "o.ply", "--method", "fps", "-n", "3"],
-            "objects.npy: not a readable .npy file (Object arrays",
+            "objects.npy: not a readable .npy file (Object",
         ),
         (["cut.npy", "o.ply", "--method", "fps", "-n", "3"], "cut.npy: not a readable .npy file"),
     ],
