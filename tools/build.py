@@ -42,11 +42,14 @@ SIZES = {"num_classes": "num_classes", "num_categories": "num_classes", "num_par
 NEW_HEAD = ("head.",)  # may have another shape than in the checkpoint
 
 
-def compat(point_mae_schedule: bool = False, double_step: bool = False) -> dict[str, bool]:
-    """Named switches that reproduce what was published where we do otherwise.
+def compat(
+    point_mae_schedule: bool = False, double_step: bool = False, gm3d_layer_decay: bool = False
+) -> dict[str, bool]:
+    """Named switches that reproduce what was published where we do otherwise; those that the runner takes.
 
     point_mae_schedule: the learning rate is set once an epoch and one epoch late, and one epoch more is run.
     double_step: two optimizer steps a batch with one gradient, the first unclipped, as Point-MAE's part segmentation.
+    gm3d_layer_decay: `runner.layer_decay` slows blocks and the class token alone, and tokens have weight decay.
     """
     return {"point_mae_schedule": point_mae_schedule, "double_step": double_step}
 
@@ -146,7 +149,9 @@ def build_optimizer(config: Mapping[str, Any], model: nn.Module, trains: bool = 
         return None
     cfg = config["optimizer"]
     default = parameters(OPTIMIZERS.get(cfg["name"], "optimizer"))["weight_decay"].default
-    groups = parameter_groups(model, cfg.get("weight_decay", default))
+    layer_decay = config.get("runner", {}).get("layer_decay", 1.0)
+    gm3d = config.get("compat", {}).get("gm3d_layer_decay", False)
+    groups = parameter_groups(model, cfg.get("weight_decay", default), layer_decay, gm3d)
     if not groups:
         raise UserError("model: every parameter is frozen; there is nothing to train")
     # one kernel for all parameters, which also can leave a step out without the host

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any
@@ -12,14 +13,45 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from utils.errors import UserError
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """No weight decay for biases, norms, scales (anything below 2-D) and tokens; frozen parameters are left out."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    plain = [p for name, p in named if is_free_of_decay(name, p)]
-    decayed = [p for name, p in named if not is_free_of_decay(name, p)]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+BLOCK = re.compile(r".*\bblocks\.\d+\.")
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, layer_decay: float = 1.0, gm3d: bool = False
+) -> list[dict[str, Any]]:
+    """No weight decay for biases, norms, scales (anything below 2-D) and tokens; frozen parameters are left out.
+
+    layer_decay: a block's learning rate is that of the block behind it times this; `lr_scale` is its share of the rate.
+    What comes before the first block is a layer too, what comes behind the last one has the whole rate.
+    gm3d: as published, of what comes before the blocks the class token alone, and tokens have weight decay.
+    """
+    scales = rate_scales(model, layer_decay, gm3d)
+    groups: dict[tuple[bool, float], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            free = parameter.ndim <= 1 if gm3d else is_free_of_decay(name, parameter)
+            new = {"params": [], "weight_decay": 0.0 if free else weight_decay, "lr_scale": scales[name]}
+            groups.setdefault((free, scales[name]), new)["params"].append(parameter)
+    return [groups[key] for key in sorted(groups, key=lambda key: (key[0], -key[1]))]
+
+
+def rate_scales(model: nn.Module, layer_decay: float = 1.0, gm3d: bool = False) -> dict[str, float]:
+    """The share of the learning rate that each parameter has."""
+    names = [name for name, _ in model.named_parameters()]
+    if layer_decay == 1:
+        return dict.fromkeys(names, 1.0)
+    blocks = list(dict.fromkeys(match[0] for match in map(BLOCK.match, names) if match))
+    if not blocks:
+        raise UserError("runner.layer_decay: the model has no numbered blocks; leave it out")
+    scales, begun = {}, 0
+    for name in names:
+        match = BLOCK.match(name)
+        begun = max(begun, blocks.index(match[0]) + 1) if match else begun
+        slowed = match or name.endswith("cls_token") or not gm3d
+        scales[name] = layer_decay ** (len(blocks) - begun) if slowed else 1.0
+    return scales
 
 
 def is_free_of_decay(name: str, parameter: nn.Parameter) -> bool:

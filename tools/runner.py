@@ -40,6 +40,7 @@ class Runner(RunState):
     select: which weights count at the end. "val": best on validation data; "last": the last epoch;
     "test": best on the test set, as much of the field does it (optimistic; every table says so).
     bn_momentum: a scheduler that every BatchNorm's momentum follows, epoch by epoch; none: it stays as it is.
+    layer_decay: a block's learning rate is that of the block behind it times this; see `tools.optim`.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Runner(RunState):
         ema_decay: float = 0.0,
         sync_bn: bool = False,
         bn_momentum: dict | None = None,
+        layer_decay: float = 1.0,
         val_every: int = 1,
         save_every: int = 1,
         select: Literal["val", "last", "test"] = "val",
@@ -63,6 +65,8 @@ class Runner(RunState):
                 raise UserError(f"runner.{name}: {value}; use at least 1")
         if clip_grad < 0 or not 0 <= ema_decay < 1:
             raise UserError(f"runner: clip_grad {clip_grad} must be 0 or more, ema_decay {ema_decay} from 0 to below 1")
+        if not 0 < layer_decay <= 1:
+            raise UserError(f"runner.layer_decay: {layer_decay}; use a share above 0, or 1 for one rate everywhere")
         self.epochs, self.accumulate, self.clip_grad, self.precision = epochs, accumulate, clip_grad, precision
         self.compile = compile if isinstance(compile, str) else ("inductor" if compile else "off")
         self.ema_decay, self.sync_bn = ema_decay, sync_bn
@@ -254,7 +258,8 @@ class Runner(RunState):
 
     @property
     def learning_rate(self) -> float:
-        return self.optimizer.param_groups[0]["lr"]
+        group = self.optimizer.param_groups[0]
+        return group["lr"] / group.get("lr_scale", 1.0)
 
     def _set_learning_rate(self) -> None:
         where = progress(self.epoch, self.step, self.steps, self.point_mae_schedule)

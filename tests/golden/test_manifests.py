@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from models import MODELS, SAMPLERS
 from models.layers.tensorflow import from_tensorflow
 from tests.golden.fixtures import ABSENT, GOLDEN
-from tools.optim import is_free_of_decay
+from tools.optim import is_free_of_decay, parameter_groups
 from utils.checkpoint import load_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:for .*meta parameter")  # sizes are compared, nothing is copied
@@ -133,6 +133,19 @@ def test_weight_decay(group: str, name: str) -> None:
     assert callable(model.key_map)
     free = {model.key_map(key) for key in read("point_mae_weight_decay_groups")[group]}
     assert {key for key, value in model.named_parameters() if is_free_of_decay(key, value)} == free
+
+
+def test_rates_of_gm3d() -> None:
+    model = build("gm3d_classifier_40")
+    assert callable(model.key_map)
+    wanted = {model.key_map(key): value for key, value in read("gm3d_finetune_lr_scales").items()}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {
+        names[id(parameter)]: {"lr_scale": pytest.approx(group["lr_scale"]), "weight_decay": group["weight_decay"]}
+        for group in parameter_groups(model, 0.05, layer_decay=0.75, gm3d=True)
+        for parameter in group["params"]
+    }
+    assert found == wanted
 
 
 @pytest.mark.parametrize("source", ["point_mae_pretrain", "point_transformer_finetune_modelnet"])

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from models import MODELS
-from tests.helpers import assert_same
+from tests.helpers import assert_same, changed, folder_of, pretrain_config, run, write_config
 from tools import OPTIMIZERS
-from tools.optim import eager_step, is_free_of_decay, parameter_groups, unguarded
+from tools.optim import eager_step, is_free_of_decay, parameter_groups, rate_scales, unguarded
+from tools.runner import Runner
+from utils.errors import UserError
 from utils.schema import parameters
 
 
@@ -45,6 +47,35 @@ def test_frozen_parameters_are_left_out() -> None:
     (group,) = parameter_groups(model, 0.05)
     assert group["weight_decay"] == 0.0 and len(group["params"]) == 4
     assert parameter_groups(model.requires_grad_(False), 0.05) == []
+
+
+def test_rates_fall_from_block_to_block() -> None:
+    with torch.device("meta"):
+        model = MODELS.build({"name": "PointMAEClassifier", "num_classes": 5, "depth": 3})
+    scales = rate_scales(model, 0.5)
+    assert scales["encoder.embed.first.0.weight"] == scales["encoder.pos_embed.0.weight"] == scales["cls_pos"] == 0.125
+    block = "encoder.transformer.blocks.{}.attn.qkv.weight"
+    assert [scales[block.format(number)] for number in range(3)] == [0.25, 0.5, 1.0]
+    assert scales["encoder.transformer.norm.weight"] == scales["head.8.weight"] == 1.0
+    groups = parameter_groups(model, 0.05, layer_decay=0.5)
+    assert {(group["lr_scale"], group["weight_decay"]) for group in groups} == {
+        (scale, decay) for scale in (0.125, 0.25, 0.5, 1.0) for decay in (0.05, 0.0)
+    }
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    with pytest.raises(UserError, match=r"runner.layer_decay: the model has no numbered blocks"):
+        rate_scales(Small(), 0.5)
+    with pytest.raises(UserError, match=r"runner.layer_decay: 0"):
+        Runner(layer_decay=0.0)
+
+
+def test_a_run_with_rates_of_its_own(tmp_path) -> None:
+    changes = {"runner.layer_decay": 0.5, "model.depth": 2}
+    config = write_config(tmp_path, changed(pretrain_config(tmp_path), changes))
+    assert run("pretrain", config, "runner.epochs=1") == 0
+    state = torch.load(folder_of(config) / "ckpt-last.pth", weights_only=True)
+    groups = state["optimizer"]["param_groups"]
+    assert len({group["lr_scale"] for group in groups}) > 1
+    assert len({round(group["lr"] / group["lr_scale"], 9) for group in groups}) == 1
 
 
 @pytest.mark.parametrize("name", MODELS.names())
