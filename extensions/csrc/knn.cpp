@@ -8,7 +8,8 @@
 
 namespace {
 
-constexpr int GROUPS = 8;
+constexpr int GROUPS = 8, MOST_PARTS = 8;
+constexpr int64_t BLOCK = GROUPS * LANES;
 constexpr int64_t SLACK = 8;  // survivors beyond k that are not worth another step
 constexpr float FIRST_REACH = 0.3f;
 constexpr int64_t RANK_LIMIT = 512;  // above, counting ranks is slower than a sort
@@ -20,25 +21,44 @@ INLINE void order(Float& a, Float& b) {
   a = low;
 }
 
-// An upper bound of the kth smallest of the values of which g holds minima of GROUPS * LANES disjoint groups.
-INLINE float bound(Float (&g)[GROUPS], int64_t k) {
-  if (k > GROUPS * LANES) return INF;
-  if (k <= LANES) {
-    Float least = g[0];
-    for (int t = 1; t < GROUPS; t++) least = smaller(least, g[t]);
-    if (k > 4) return largest_lane(least);
-    float value = smallest_lane(least);  // the kth smallest of the lanes, equals counted once
-    for (int64_t i = 1; i < k; i++) {
-      least = least == all(value) ? all(INF) : least;
-      value = smallest_lane(least);
-    }
-    return value;
-  }
+// Sort the GROUPS values of each lane.
+INLINE void sort_lanes(Float* g) {
   constexpr int NETWORK[19][2] = {{0, 1}, {2, 3}, {4, 5}, {6, 7}, {0, 2}, {1, 3}, {4, 6}, {5, 7}, {1, 2}, {5, 6},
                                   {0, 4}, {1, 5}, {2, 6}, {3, 7}, {2, 4}, {3, 5}, {1, 2}, {3, 4}, {5, 6}};
 #pragma GCC unroll 19
   for (int i = 0; i < 19; i++) order(g[NETWORK[i][0]], g[NETWORK[i][1]]);
-  return largest_lane(g[(k + LANES - 1) / LANES - 1]);
+}
+
+// The kth smallest of the lanes, equals counted once.
+INLINE float kth_lane(Float least, int64_t k) {
+  float value = smallest_lane(least);
+  for (int64_t i = 1; i < k; i++) {
+    least = least == all(value) ? all(INF) : least;
+    value = smallest_lane(least);
+  }
+  return value;
+}
+
+// An upper bound of the kth smallest distance from the minima of disjoint groups: those of a lane are sorted, so that the
+// largest lane of row r bounds LANES * (r + 1) of a part. That is far from tight, but among the lanes of such a row is
+// one that is a little above the bound of k groups: it is found by counting the groups within each.
+INLINE float bound(Float* minima, int64_t parts, int64_t k) {
+  if (k > parts * GROUPS * LANES) return INF;
+  const int64_t row = (k - 1) / (parts * LANES);
+  Float safe = minima[0], candidates;
+  if (row == 0) {
+    for (int64_t g = 1; g < parts * GROUPS; g++) safe = smaller(safe, minima[g]);
+    if (k <= 4) return kth_lane(safe, k);
+    candidates = safe;
+  } else {
+    for (int64_t part = 0; part < parts; part++) sort_lanes(minima + part * GROUPS);
+    candidates = safe = minima[row];
+    for (int64_t part = 1; part < parts; part++) safe = larger(safe, minima[part * GROUPS + row]);
+  }
+  const float* values = reinterpret_cast<const float*>(minima);
+  Int within{};
+  for (int64_t i = 0; i < parts * GROUPS * LANES; i++) within -= all(values[i]) <= candidates;
+  return smallest_lane(within >= all(int32_t(k)) ? candidates : all(largest_lane(safe)));
 }
 
 // Append what is within the limit to the survivors; returns their number.
@@ -93,9 +113,9 @@ void write_sorted(uint64_t* keys, int64_t n, int64_t k, float* distances, int64_
   }
 }
 
-// For WIDTH vectors of survivors: how many of the n survivors are smaller.
+// For WIDTH vectors of survivors: how many of the n survivors are smaller; the sum is added to the total.
 template <int WIDTH>
-INLINE void count_smaller(const float* found, int64_t n, int64_t at, int32_t* rank) {
+INLINE void count_smaller(const float* found, int64_t n, int64_t at, int32_t* rank, Int& total) {
   Float mine[WIDTH];
   Int smaller_ones[WIDTH] = {};
   for (int v = 0; v < WIDTH; v++) mine[v] = load(found + at + v * LANES);
@@ -104,29 +124,36 @@ INLINE void count_smaller(const float* found, int64_t n, int64_t at, int32_t* ra
 #pragma GCC unroll 4
     for (int v = 0; v < WIDTH; v++) smaller_ones[v] -= other < mine[v];
   }
-  for (int v = 0; v < WIDTH; v++) store(rank + at + v * LANES, smaller_ones[v]);
+  for (int v = 0; v < WIDTH; v++) store(rank + at + v * LANES, smaller_ones[v]), total += smaller_ones[v];
 }
 
 // False if equal distances leave the order open.
-bool write_ranked(const float* found, const int32_t* index, int64_t n, int64_t k, float* distances, int64_t* indices) {
+bool write_ranked(float* found, const int32_t* index, int64_t n, int64_t k, float* distances, int64_t* indices) {
   alignas(64) int32_t rank[RANK_LIMIT + LANES];
+  Int total{};
+  store(found + n, all(NONE));
   int64_t v = 0;
-  for (; v + 3 * LANES < n; v += 4 * LANES) count_smaller<4>(found, n, v, rank);
-  for (; v + LANES < n; v += 2 * LANES) count_smaller<2>(found, n, v, rank);
-  for (; v < n; v += LANES) count_smaller<1>(found, n, v, rank);
-  int32_t order[RANK_LIMIT];
-  int64_t total = 0;
-  for (int32_t i = 0; i < n; i++) order[rank[i]] = i, total += rank[i];
-  if (total != n * (n - 1) / 2) return false;
-  for (int64_t i = 0; i < k; i++) indices[i] = index[order[i]];
-  if (distances)
-    for (int64_t i = 0; i < k; i++) distances[i] = found[order[i]];
+  for (; v + 3 * LANES < n; v += 4 * LANES) count_smaller<4>(found, n, v, rank, total);
+  for (; v + LANES < n; v += 2 * LANES) count_smaller<2>(found, n, v, rank, total);
+  for (; v < n; v += LANES) count_smaller<1>(found, n, v, rank, total);
+  if (sum(total) != n * (n - 1) / 2) return false;
+  store(rank + n, all(int32_t(RANK_LIMIT)));
+  int64_t sorted[RANK_LIMIT + 1];
+  float ascending[RANK_LIMIT + 1];
+  for (int64_t i = 0; i < n; i += 4)
+#pragma GCC unroll 4
+    for (int64_t j = i; j < i + 4; j++) sorted[rank[j]] = index[j], ascending[rank[j]] = found[j];
+  std::copy_n(sorted, k, indices);
+  if (distances) std::copy_n(ascending, k, distances);
   return true;
 }
 
 }  // namespace
 
-Neighbours::Neighbours(const Planes& planes, int64_t k, int64_t expected) : planes_(planes), k_(k) {
+Neighbours::Neighbours(const Planes& planes, int64_t k, int64_t expected)
+    : planes_(planes),
+      k_(k),
+      parts_(std::min({int64_t(MOST_PARTS), planes.padded / BLOCK, (2 * k - 1) / BLOCK + 1})) {
   if (planes.n < BUCKETS_FROM_POINTS || expected < BUCKETS_FROM_QUERIES || k > GROUPS * LANES / 2) return;
   buckets_ = std::make_unique<Buckets<LEAF>>(planes.n);
   buckets_->fill(planes);
@@ -137,7 +164,6 @@ Neighbours::Scratch::Scratch(const Neighbours& of)
 
 void Neighbours::search(const float* query, Scratch& s, float* distances, int64_t* indices) const {
   int64_t count = buckets_ ? scan_buckets(Point(query), s) : scan(Point(query), s);
-  if (count > k_ + SLACK) tighten(s.found, s.index, count, k_, INF);
   if (count < k_) return sort_all(query, distances, indices);  // some distances are not numbers
   if (count <= RANK_LIMIT && write_ranked(s.found, s.index, count, k_, distances, indices)) return;
   Array<uint64_t> keys(count);
@@ -150,25 +176,35 @@ int64_t Neighbours::scan(const Point query, Scratch& s) const {
   const int64_t padded = planes_.padded;
   float *distance = s.distance, *found = s.found;
   int32_t* indices = s.index;
-  Float group[GROUPS];
-  for (Float& g : group) g = all(INF);
-  for (int64_t i = 0; i < padded; i += GROUPS * LANES)
+  Float minima[MOST_PARTS * GROUPS];
+  for (int64_t part = 0; part < parts_; part++) {
+    Float least[GROUPS];
+    for (Float& g : least) g = all(INF);
+    for (int64_t i = part * BLOCK; i < padded; i += parts_ * BLOCK)
+#pragma GCC unroll 8
+      for (int t = 0; t < GROUPS; t++) {
+        const int64_t j = i + t * LANES;
+        const Float d = squared_distance(x + j, y + j, z + j, query);
+        store(distance + j, d);
+        least[t] = smaller(d, least[t]);
+      }
+    std::copy_n(least, GROUPS, minima + part * GROUPS);
+  }
+  const float limit = bound(minima, parts_, k_);
+  int64_t count = 0;
+  for (int64_t i = 0; i < padded; i += BLOCK)
 #pragma GCC unroll 8
     for (int t = 0; t < GROUPS; t++) {
       const int64_t j = i + t * LANES;
-      const Float d = squared_distance(x + j, y + j, z + j, query);
-      store(distance + j, d);
-      group[t] = smaller(d, group[t]);
+      const uint32_t which = not_above(load(distance + j), all(limit));
+      compact_lanes(indices + count, int32_t(j), which);
+      count += __builtin_popcount(which);
     }
-  const Float limit = all(bound(group, k_));
-  int64_t count = 0;
-  for (int64_t i = 0; i < padded; i += LANES) {
-    const Float d = load(distance + i);
-    const uint32_t which = not_above(d, limit);
-    compact(found + count, d, which);
-    compact_lanes(indices + count, int32_t(i), which);
-    count += __builtin_popcount(which);
-  }
+  store(indices + count, Int{});
+  for (int64_t i = 0; i < count; i += 4)
+#pragma GCC unroll 4
+    for (int64_t j = i; j < i + 4; j++) found[j] = distance[indices[j]];
+  if (count > k_ + SLACK) tighten(found, indices, count, k_, limit);
   return count;
 }
 

@@ -23,7 +23,7 @@ class Neighbours {
   void sort_all(const float* query, float* distances, int64_t* indices) const;
 
   const Planes& planes_;
-  const int64_t k_;
+  const int64_t k_, parts_;
   static constexpr int LEAF = 32;
   std::unique_ptr<Buckets<LEAF>> buckets_;
 };
