@@ -1,17 +1,16 @@
 // k nearest neighbours without a heap and without a full sort:
 //   1. the distances to all points (or to the points of the nearest buckets), and from the minima of disjoint groups an
-//      upper bound of the kth smallest: r-th smallest of each lane's minima, over all lanes, covers LANES * r points;
-//   2. the survivors within the bound (a few more than k) are packed together;
+//      upper bound of the kth smallest: k groups whose minima it bounds hold k points that it bounds;
+//   2. the survivors within the bound (a few more than k) are packed together: their positions, then their distances;
 //   3. each survivor's rank is the number of smaller survivors, counted by brute force. It is its place in the result.
 // Equal distances share a rank; that is noticed, and a sort by (distance, index) decides.
 #include "knn.h"
 
 namespace {
 
-constexpr int GROUPS = 8, MOST_PARTS = 8;
-constexpr int64_t BLOCK = GROUPS * LANES;
-constexpr int64_t SLACK = 8;  // survivors beyond k that are not worth another step
-constexpr float FIRST_REACH = 0.3f;
+constexpr int GROUPS = 8;
+constexpr int64_t BLOCK = GROUPS * LANES, MOST_PARTS = 8;
+constexpr int64_t SLACK = 16;        // survivors beyond k that are not worth another step
 constexpr int64_t RANK_LIMIT = 512;  // above, counting ranks is slower than a sort
 constexpr int64_t BUCKETS_FROM_POINTS = 2048, BUCKETS_FROM_QUERIES = 128;
 
@@ -39,26 +38,49 @@ INLINE float kth_lane(Float least, int64_t k) {
   return value;
 }
 
-// An upper bound of the kth smallest distance from the minima of disjoint groups: those of a lane are sorted, so that the
-// largest lane of row r bounds LANES * (r + 1) of a part. That is far from tight, but among the lanes of such a row is
-// one that is a little above the bound of k groups: it is found by counting the groups within each.
-INLINE float bound(Float* minima, int64_t parts, int64_t k) {
-  if (k > parts * GROUPS * LANES) return INF;
+// An upper bound of the kth smallest of n distances, n a multiple of BLOCK, from the minima of disjoint groups; at(i)
+// gives the LANES distances from position i. Where the minima of each lane are sorted, the largest lane of row r bounds
+// LANES * (r + 1) of a part. That is far from tight, but among the lanes of such a row is one that is a little above the
+// bound of k groups: counting the groups within each finds it.
+template <class Distances>
+INLINE float bound(int64_t n, int64_t k, Distances at) {
+  const int64_t parts = std::max<int64_t>(1, std::min({MOST_PARTS, n / BLOCK, (2 * k - 1) / BLOCK + 1}));
   const int64_t row = (k - 1) / (parts * LANES);
-  Float safe = minima[0], candidates;
-  if (row == 0) {
-    for (int64_t g = 1; g < parts * GROUPS; g++) safe = smaller(safe, minima[g]);
-    if (k <= 4) return kth_lane(safe, k);
-    candidates = safe;
-  } else {
-    for (int64_t part = 0; part < parts; part++) sort_lanes(minima + part * GROUPS);
-    candidates = safe = minima[row];
-    for (int64_t part = 1; part < parts; part++) safe = larger(safe, minima[part * GROUPS + row]);
+  alignas(64) float minima[MOST_PARTS * BLOCK];
+  Float candidates{}, safe{};
+  for (int64_t part = parts; part-- > 0;) {
+    Float least[GROUPS];
+    for (Float& g : least) g = all(INF);
+    for (int64_t i = part * BLOCK; i < n; i += parts * BLOCK)
+#pragma GCC unroll 8
+      for (int t = 0; t < GROUPS; t++) least[t] = smaller(at(i + t * LANES), least[t]);
+    sort_lanes(least);
+    for (int t = 0; t < GROUPS; t++) store(minima + part * BLOCK + t * LANES, least[t]);
+    candidates = row < GROUPS ? load(minima + part * BLOCK + row * LANES) : all(INF);
+    safe = larger(candidates, safe);
   }
-  const float* values = reinterpret_cast<const float*>(minima);
+  if (k <= 4) return kth_lane(candidates, k);
+  const int64_t rows = std::min<int64_t>(row + 3, GROUPS) * LANES;  // hardly any group of the rows behind is within
   Int within{};
-  for (int64_t i = 0; i < parts * GROUPS * LANES; i++) within -= all(values[i]) <= candidates;
+  for (int64_t part = 0; part < parts; part++)
+#pragma GCC unroll 4
+    for (int64_t i = part * BLOCK; i < part * BLOCK + rows; i++) within -= all(minima[i]) <= candidates;
   return smallest_lane(within >= all(int32_t(k)) ? candidates : all(largest_lane(safe)));
+}
+
+// Write the positions of the distances within the limit, n a multiple of BLOCK; returns their number.
+INLINE int64_t survivors(const float* distance, int64_t n, float limit, int32_t* positions) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; i += BLOCK)
+#pragma GCC unroll 8
+    for (int t = 0; t < GROUPS; t++) {
+      const int64_t j = i + t * LANES;
+      const uint32_t which = not_above(load(distance + j), all(limit));
+      compact_lanes(positions + count, int32_t(j), which);
+      count += __builtin_popcount(which);
+    }
+  store(positions + count, Int{});  // loops in steps of four end there
+  return count;
 }
 
 // Append what is within the limit to the survivors; returns their number.
@@ -150,20 +172,22 @@ bool write_ranked(float* found, const int32_t* index, int64_t n, int64_t k, floa
 
 }  // namespace
 
-Neighbours::Neighbours(const Planes& planes, int64_t k, int64_t expected)
-    : planes_(planes),
-      k_(k),
-      parts_(std::min({int64_t(MOST_PARTS), planes.padded / BLOCK, (2 * k - 1) / BLOCK + 1})) {
+Neighbours::Neighbours(const Planes& planes, int64_t k, int64_t expected) : planes_(planes), k_(k) {
   if (planes.n < BUCKETS_FROM_POINTS || expected < BUCKETS_FROM_QUERIES || k > GROUPS * LANES / 2) return;
   buckets_ = std::make_unique<Buckets<LEAF>>(planes.n);
   buckets_->fill(planes);
 }
 
 Neighbours::Scratch::Scratch(const Neighbours& of)
-    : distance(of.planes_.padded), found(of.planes_.padded + LEAF), index(of.planes_.padded + LEAF) {}
+    : gap(of.planes_.padded / LEAF + 2 * LANES),
+      leaf(of.planes_.padded / LEAF + 2 * LANES),
+      distance(of.planes_.padded + LEAF + BLOCK),
+      found(of.planes_.padded + LEAF),
+      index(of.planes_.padded + LEAF) {}
 
 void Neighbours::search(const float* query, Scratch& s, float* distances, int64_t* indices) const {
   int64_t count = buckets_ ? scan_buckets(Point(query), s) : scan(Point(query), s);
+  if (count > k_ + SLACK) tighten(s.found, s.index, count, k_, INF);
   if (count < k_) return sort_all(query, distances, indices);  // some distances are not numbers
   if (count <= RANK_LIMIT && write_ranked(s.found, s.index, count, k_, distances, indices)) return;
   Array<uint64_t> keys(count);
@@ -173,79 +197,72 @@ void Neighbours::search(const float* query, Scratch& s, float* distances, int64_
 
 int64_t Neighbours::scan(const Point query, Scratch& s) const {
   const float *x = planes_.x, *y = planes_.y, *z = planes_.z;
-  const int64_t padded = planes_.padded;
   float *distance = s.distance, *found = s.found;
-  int32_t* indices = s.index;
-  Float minima[MOST_PARTS * GROUPS];
-  for (int64_t part = 0; part < parts_; part++) {
-    Float least[GROUPS];
-    for (Float& g : least) g = all(INF);
-    for (int64_t i = part * BLOCK; i < padded; i += parts_ * BLOCK)
-#pragma GCC unroll 8
-      for (int t = 0; t < GROUPS; t++) {
-        const int64_t j = i + t * LANES;
-        const Float d = squared_distance(x + j, y + j, z + j, query);
-        store(distance + j, d);
-        least[t] = smaller(d, least[t]);
-      }
-    std::copy_n(least, GROUPS, minima + part * GROUPS);
-  }
-  const float limit = bound(minima, parts_, k_);
-  int64_t count = 0;
-  for (int64_t i = 0; i < padded; i += BLOCK)
-#pragma GCC unroll 8
-    for (int t = 0; t < GROUPS; t++) {
-      const int64_t j = i + t * LANES;
-      const uint32_t which = not_above(load(distance + j), all(limit));
-      compact_lanes(indices + count, int32_t(j), which);
-      count += __builtin_popcount(which);
-    }
-  store(indices + count, Int{});
+  int32_t* index = s.index;
+  const int64_t padded = planes_.padded;
+  const float limit = bound(padded, k_, [&](int64_t i) __attribute__((always_inline)) {
+    const Float d = squared_distance(x + i, y + i, z + i, query);
+    store(distance + i, d);
+    return d;
+  });
+  const int64_t count = survivors(distance, padded, limit, index);
   for (int64_t i = 0; i < count; i += 4)
 #pragma GCC unroll 4
-    for (int64_t j = i; j < i + 4; j++) found[j] = distance[indices[j]];
-  if (count > k_ + SLACK) tighten(found, indices, count, k_, limit);
+    for (int64_t j = i; j < i + 4; j++) found[j] = distance[index[j]];
   return count;
 }
 
+// Put the distances to the points of all boxes within the limit behind those of the first leaves, and the boxes out of
+// reach of the next call; returns the number of leaves.
+INLINE int64_t add_leaves(const Buckets<Neighbours::LEAF>& b, const Point& query, float limit, int64_t leaves,
+                          Neighbours::Scratch& s) {
+  constexpr int LEAF = Neighbours::LEAF;
+  const float *x = b.points.x, *y = b.points.y, *z = b.points.z;
+  float *gap = s.gap, *distance = s.distance;
+  int32_t* leaf = s.leaf;
+  int64_t first = leaves;
+  for (int64_t i = 0; i < b.padded; i += LANES) {
+    const Float d = load(gap + i);
+    const uint32_t near = not_above(d, all(limit));
+    compact_lanes(leaf + leaves, int32_t(i), near);
+    leaves += __builtin_popcount(near);
+    store(gap + i, d <= all(limit) ? all(NONE) : d);
+  }
+  for (; first < leaves; first++)
+    for (int64_t v = 0, i = leaf[first] * LEAF; v < LEAF; v += LANES, i += LANES)
+      store(distance + first * LEAF + v, squared_distance(x + i, y + i, z + i, query));
+  return leaves;
+}
+
+// The nearest boxes give a limit, then what lies within it is added.
 int64_t Neighbours::scan_buckets(const Point query, Scratch& s) const {
   const Buckets<LEAF>& b = *buckets_;
-  const float *x = b.points.x, *y = b.points.y, *z = b.points.z;
-  const int32_t* original = b.original;
-  const int64_t padded = b.padded;
-  float *distance = s.distance, *found = s.found;
-  int32_t* indices = s.index;
+  float *distance = s.distance, *gap = s.gap, *found = s.found;
+  int32_t *leaf = s.leaf, *index = s.index;
   Float closest = all(INF);
-  for (int64_t i = 0; i < padded; i += LANES) {
+  for (int64_t i = 0; i < b.padded; i += LANES) {
     const Float d = b.box_distance(i, query, query);
-    store(distance + i, d);
+    store(gap + i, d);
     closest = smaller(d, closest);
   }
-  std::fill(distance + b.leaves, distance + padded, NONE);  // nothing is in those
+  std::fill(gap + b.leaves, gap + b.padded, NONE);  // nothing is in those
 
-  // the nearest boxes first, until there are k points to give a limit; then those within part of it; then the rest
-  int64_t count = 0;
-  float limit = INF, reach = smallest_lane(closest);
-  for (bool last = false; !last;) {
-    Float farther = all(INF);
-    for (int64_t i = 0; i < padded; i += LANES) {
-      const Float d = load(distance + i);
-      const uint32_t near = not_above(d, all(reach));
-      for (uint32_t rest = near; rest; rest &= rest - 1) {
-        const int64_t first = (i + __builtin_ctz(rest)) * LEAF;
-        distance[i + __builtin_ctz(rest)] = NONE;
-        for (int64_t j = first; j < first + LEAF; j += LANES)
-          count = keep(squared_distance(x + j, y + j, z + j, query), load(original + j), all(limit), found, indices,
-                       count);
-      }
-      farther = smaller(d > all(reach) ? d : all(INF), farther);
-    }
-    const float next = smallest_lane(farther);
-    const bool first_limit = limit == INF && count >= k_;
-    last = reach >= limit || (limit == INF && !first_limit && next == INF);
-    if (first_limit || count > k_ + SLACK) limit = tighten(found, indices, count, k_, limit);
-    reach = limit == INF ? next : first_limit ? limit * FIRST_REACH : limit;
+  int64_t leaves = 0, padded = 0;
+  float limit = kth_lane(closest, 1 + 2 * k_ / LEAF);
+  for (int pass = 0; pass < 2; pass++) {
+    leaves = add_leaves(b, query, limit, leaves, s);
+    padded = round_up(leaves * LEAF, BLOCK);
+    std::fill(distance + leaves * LEAF, distance + padded, NONE);
+    limit = bound(padded, k_, [&](int64_t i) { return load(distance + i); });
   }
+  const int64_t count = survivors(distance, padded, limit, index);
+  for (int64_t i = 0; i < count; i += 4)
+#pragma GCC unroll 4
+    for (int64_t j = i; j < i + 4; j++) {
+      const int32_t at = index[j];
+      found[j] = distance[at];
+      index[j] = b.original[leaf[at / LEAF] * LEAF + at % LEAF];
+    }
   return count;
 }
 
@@ -297,9 +314,9 @@ extern "C" int64_t pointsmith_ball_query(const float* query, const float* points
             const int64_t j = i + LANES;
             const uint32_t two = below(squared_distance(p.x + j, p.y + j, p.z + j, center), limit);
             if (!(one | two)) continue;
-            compact(found + count, iota() + int32_t(i), one);
+            compact_lanes(found + count, int32_t(i), one);
             count += __builtin_popcount(one);
-            compact(found + count, iota() + int32_t(j), two);
+            compact_lanes(found + count, int32_t(j), two);
             count += __builtin_popcount(two);
           }
           counts[q] = count = std::min(count, k);
