@@ -40,8 +40,8 @@ INLINE float kth_lane(Float least, int64_t k) {
 
 // An upper bound of the kth smallest of n distances, n a multiple of BLOCK, from the minima of disjoint groups; at(i)
 // gives the LANES distances from position i. Where the minima of each lane are sorted, the largest lane of row r bounds
-// LANES * (r + 1) of a part. That is far from tight, but among the lanes of such a row is one that is a little above the
-// bound of k groups: counting the groups within each finds it.
+// LANES * (r + 1) of a part. That is far from tight, but among the lanes of such a row is one a little above the kth
+// smallest minimum: counting the groups within each finds it.
 template <class Distances>
 INLINE float bound(int64_t n, int64_t k, Distances at) {
   const int64_t parts = std::max<int64_t>(1, std::min({MOST_PARTS, n / BLOCK, (2 * k - 1) / BLOCK + 1}));
