@@ -59,14 +59,15 @@ struct Planes {
   }
 };
 
-// Squared distances from a point to the LANES points at position i.
+// Squared distances from a point to the LANES points at position i. Either difference has the same square; in this one
+// the load is part of the instruction.
 struct Point {
   Float x, y, z;
   explicit Point(const float* p) : x(all(p[0])), y(all(p[1])), z(all(p[2])) {}
   Point(float px, float py, float pz) : x(all(px)), y(all(py)), z(all(pz)) {}
 };
 INLINE Float squared_distance(const float* x, const float* y, const float* z, const Point& from) {
-  const Float dx = from.x - load(x), dy = from.y - load(y), dz = from.z - load(z);  // this way round a load is no step
+  const Float dx = from.x - load(x), dy = from.y - load(y), dz = from.z - load(z);
   return dx * dx + dy * dy + dz * dz;
 }
 // Write the first `count` lanes of distances and indices.

@@ -1,7 +1,7 @@
 // k nearest neighbours without a heap and without a full sort:
 //   1. the distances to all points (or to the points of the nearest buckets), and from the minima of disjoint groups an
-//      upper bound of the kth smallest: r-th smallest of each lane's minima, over all lanes, covers LANES * r points;
-//   2. the survivors within the bound (a few more than k) are packed together;
+//      upper bound of the kth smallest: k groups whose minima it bounds hold k points that it bounds;
+//   2. the survivors within the bound (a few more than k) are packed together: their positions, then their distances;
 //   3. each survivor's rank is the number of smaller survivors, counted by brute force. It is its place in the result.
 // Equal distances share a rank; that is noticed, and a sort by (distance, index) decides.
 #include "knn.h"
@@ -9,8 +9,8 @@
 namespace {
 
 constexpr int GROUPS = 8;
-constexpr int64_t SLACK = 8;  // survivors beyond k that are not worth another step
-constexpr float FIRST_REACH = 0.3f;
+constexpr int64_t BLOCK = GROUPS * LANES, MOST_PARTS = 8;
+constexpr int64_t SLACK = 16;        // survivors beyond k that are not worth another step
 constexpr int64_t RANK_LIMIT = 512;  // above, counting ranks is slower than a sort
 constexpr int64_t BUCKETS_FROM_POINTS = 2048, BUCKETS_FROM_QUERIES = 128;
 
@@ -20,25 +20,67 @@ INLINE void order(Float& a, Float& b) {
   a = low;
 }
 
-// An upper bound of the kth smallest of the values of which g holds minima of GROUPS * LANES disjoint groups.
-INLINE float bound(Float (&g)[GROUPS], int64_t k) {
-  if (k > GROUPS * LANES) return INF;
-  if (k <= LANES) {
-    Float least = g[0];
-    for (int t = 1; t < GROUPS; t++) least = smaller(least, g[t]);
-    if (k > 4) return largest_lane(least);
-    float value = smallest_lane(least);  // the kth smallest of the lanes, equals counted once
-    for (int64_t i = 1; i < k; i++) {
-      least = least == all(value) ? all(INF) : least;
-      value = smallest_lane(least);
-    }
-    return value;
-  }
+// Sort the GROUPS values of each lane.
+INLINE void sort_lanes(Float* g) {
   constexpr int NETWORK[19][2] = {{0, 1}, {2, 3}, {4, 5}, {6, 7}, {0, 2}, {1, 3}, {4, 6}, {5, 7}, {1, 2}, {5, 6},
                                   {0, 4}, {1, 5}, {2, 6}, {3, 7}, {2, 4}, {3, 5}, {1, 2}, {3, 4}, {5, 6}};
 #pragma GCC unroll 19
   for (int i = 0; i < 19; i++) order(g[NETWORK[i][0]], g[NETWORK[i][1]]);
-  return largest_lane(g[(k + LANES - 1) / LANES - 1]);
+}
+
+// The kth smallest of the lanes, equals counted once.
+INLINE float kth_lane(Float least, int64_t k) {
+  float value = smallest_lane(least);
+  for (int64_t i = 1; i < k; i++) {
+    least = least == all(value) ? all(INF) : least;
+    value = smallest_lane(least);
+  }
+  return value;
+}
+
+// An upper bound of the kth smallest of n distances, n a multiple of BLOCK, from the minima of disjoint groups; at(i)
+// gives the LANES distances from position i. Where the minima of each lane are sorted, the largest lane of row r bounds
+// LANES * (r + 1) of a part. That is far from tight, but among the lanes of such a row is one a little above the kth
+// smallest minimum: counting the groups within each finds it.
+template <class Distances>
+INLINE float bound(int64_t n, int64_t k, Distances at) {
+  const int64_t parts = std::max<int64_t>(1, std::min({MOST_PARTS, n / BLOCK, (2 * k - 1) / BLOCK + 1}));
+  const int64_t row = (k - 1) / (parts * LANES);
+  alignas(64) float minima[MOST_PARTS * BLOCK];
+  Float candidates{}, safe{};
+  for (int64_t part = parts; part-- > 0;) {
+    Float least[GROUPS];
+    for (Float& g : least) g = all(INF);
+    for (int64_t i = part * BLOCK; i < n; i += parts * BLOCK)
+#pragma GCC unroll 8
+      for (int t = 0; t < GROUPS; t++) least[t] = smaller(at(i + t * LANES), least[t]);
+    sort_lanes(least);
+    for (int t = 0; t < GROUPS; t++) store(minima + part * BLOCK + t * LANES, least[t]);
+    candidates = row < GROUPS ? load(minima + part * BLOCK + row * LANES) : all(INF);
+    safe = larger(candidates, safe);
+  }
+  if (k <= 4) return kth_lane(candidates, k);
+  const int64_t rows = std::min<int64_t>(row + 3, GROUPS) * LANES;  // hardly any group of the rows behind is within
+  Int within{};
+  for (int64_t part = 0; part < parts; part++)
+#pragma GCC unroll 4
+    for (int64_t i = part * BLOCK; i < part * BLOCK + rows; i++) within -= all(minima[i]) <= candidates;
+  return smallest_lane(within >= all(int32_t(k)) ? candidates : all(largest_lane(safe)));
+}
+
+// Write the positions of the distances within the limit, n a multiple of BLOCK; returns their number.
+INLINE int64_t survivors(const float* distance, int64_t n, float limit, int32_t* positions) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; i += BLOCK)
+#pragma GCC unroll 8
+    for (int t = 0; t < GROUPS; t++) {
+      const int64_t j = i + t * LANES;
+      const uint32_t which = not_above(load(distance + j), all(limit));
+      compact_lanes(positions + count, int32_t(j), which);
+      count += __builtin_popcount(which);
+    }
+  store(positions + count, Int{});  // loops in steps of four end there
+  return count;
 }
 
 // Append what is within the limit to the survivors; returns their number.
@@ -93,9 +135,9 @@ void write_sorted(uint64_t* keys, int64_t n, int64_t k, float* distances, int64_
   }
 }
 
-// For WIDTH vectors of survivors: how many of the n survivors are smaller.
+// For WIDTH vectors of survivors: how many of the n survivors are smaller; the sum is added to the total.
 template <int WIDTH>
-INLINE void count_smaller(const float* found, int64_t n, int64_t at, int32_t* rank) {
+INLINE void count_smaller(const float* found, int64_t n, int64_t at, int32_t* rank, Int& total) {
   Float mine[WIDTH];
   Int smaller_ones[WIDTH] = {};
   for (int v = 0; v < WIDTH; v++) mine[v] = load(found + at + v * LANES);
@@ -104,23 +146,27 @@ INLINE void count_smaller(const float* found, int64_t n, int64_t at, int32_t* ra
 #pragma GCC unroll 4
     for (int v = 0; v < WIDTH; v++) smaller_ones[v] -= other < mine[v];
   }
-  for (int v = 0; v < WIDTH; v++) store(rank + at + v * LANES, smaller_ones[v]);
+  for (int v = 0; v < WIDTH; v++) store(rank + at + v * LANES, smaller_ones[v]), total += smaller_ones[v];
 }
 
 // False if equal distances leave the order open.
-bool write_ranked(const float* found, const int32_t* index, int64_t n, int64_t k, float* distances, int64_t* indices) {
+bool write_ranked(float* found, const int32_t* index, int64_t n, int64_t k, float* distances, int64_t* indices) {
   alignas(64) int32_t rank[RANK_LIMIT + LANES];
+  Int total{};
+  store(found + n, all(NONE));
   int64_t v = 0;
-  for (; v + 3 * LANES < n; v += 4 * LANES) count_smaller<4>(found, n, v, rank);
-  for (; v + LANES < n; v += 2 * LANES) count_smaller<2>(found, n, v, rank);
-  for (; v < n; v += LANES) count_smaller<1>(found, n, v, rank);
-  int32_t order[RANK_LIMIT];
-  int64_t total = 0;
-  for (int32_t i = 0; i < n; i++) order[rank[i]] = i, total += rank[i];
-  if (total != n * (n - 1) / 2) return false;
-  for (int64_t i = 0; i < k; i++) indices[i] = index[order[i]];
-  if (distances)
-    for (int64_t i = 0; i < k; i++) distances[i] = found[order[i]];
+  for (; v + 3 * LANES < n; v += 4 * LANES) count_smaller<4>(found, n, v, rank, total);
+  for (; v + LANES < n; v += 2 * LANES) count_smaller<2>(found, n, v, rank, total);
+  for (; v < n; v += LANES) count_smaller<1>(found, n, v, rank, total);
+  if (sum(total) != n * (n - 1) / 2) return false;
+  store(rank + n, all(int32_t(RANK_LIMIT)));
+  int64_t sorted[RANK_LIMIT + 1];
+  float ascending[RANK_LIMIT + 1];
+  for (int64_t i = 0; i < n; i += 4)
+#pragma GCC unroll 4
+    for (int64_t j = i; j < i + 4; j++) sorted[rank[j]] = index[j], ascending[rank[j]] = found[j];
+  std::copy_n(sorted, k, indices);
+  if (distances) std::copy_n(ascending, k, distances);
   return true;
 }
 
@@ -133,7 +179,11 @@ Neighbours::Neighbours(const Planes& planes, int64_t k, int64_t expected) : plan
 }
 
 Neighbours::Scratch::Scratch(const Neighbours& of)
-    : distance(of.planes_.padded), found(of.planes_.padded + LEAF), index(of.planes_.padded + LEAF) {}
+    : gap(of.planes_.padded / LEAF + 2 * LANES),
+      leaf(of.planes_.padded / LEAF + 2 * LANES),
+      distance(of.planes_.padded + LEAF + BLOCK),
+      found(of.planes_.padded + LEAF),
+      index(of.planes_.padded + LEAF) {}
 
 void Neighbours::search(const float* query, Scratch& s, float* distances, int64_t* indices) const {
   int64_t count = buckets_ ? scan_buckets(Point(query), s) : scan(Point(query), s);
@@ -147,69 +197,72 @@ void Neighbours::search(const float* query, Scratch& s, float* distances, int64_
 
 int64_t Neighbours::scan(const Point query, Scratch& s) const {
   const float *x = planes_.x, *y = planes_.y, *z = planes_.z;
-  const int64_t padded = planes_.padded;
   float *distance = s.distance, *found = s.found;
-  int32_t* indices = s.index;
-  Float group[GROUPS];
-  for (Float& g : group) g = all(INF);
-  for (int64_t i = 0; i < padded; i += GROUPS * LANES)
-#pragma GCC unroll 8
-    for (int t = 0; t < GROUPS; t++) {
-      const int64_t j = i + t * LANES;
-      const Float d = squared_distance(x + j, y + j, z + j, query);
-      store(distance + j, d);
-      group[t] = smaller(d, group[t]);
-    }
-  const Float limit = all(bound(group, k_));
-  int64_t count = 0;
-  for (int64_t i = 0; i < padded; i += LANES) {
-    const Float d = load(distance + i);
-    const uint32_t which = not_above(d, limit);
-    compact(found + count, d, which);
-    compact_lanes(indices + count, int32_t(i), which);
-    count += __builtin_popcount(which);
-  }
+  int32_t* index = s.index;
+  const int64_t padded = planes_.padded;
+  const float limit = bound(padded, k_, [&](int64_t i) __attribute__((always_inline)) {
+    const Float d = squared_distance(x + i, y + i, z + i, query);
+    store(distance + i, d);
+    return d;
+  });
+  const int64_t count = survivors(distance, padded, limit, index);
+  for (int64_t i = 0; i < count; i += 4)
+#pragma GCC unroll 4
+    for (int64_t j = i; j < i + 4; j++) found[j] = distance[index[j]];
   return count;
 }
 
+// Put the distances to the points of all boxes within the limit behind those of the first leaves, and the boxes out of
+// reach of the next call; returns the number of leaves.
+INLINE int64_t add_leaves(const Buckets<Neighbours::LEAF>& b, const Point& query, float limit, int64_t leaves,
+                          Neighbours::Scratch& s) {
+  constexpr int LEAF = Neighbours::LEAF;
+  const float *x = b.points.x, *y = b.points.y, *z = b.points.z;
+  float *gap = s.gap, *distance = s.distance;
+  int32_t* leaf = s.leaf;
+  int64_t first = leaves;
+  for (int64_t i = 0; i < b.padded; i += LANES) {
+    const Float d = load(gap + i);
+    const uint32_t near = not_above(d, all(limit));
+    compact_lanes(leaf + leaves, int32_t(i), near);
+    leaves += __builtin_popcount(near);
+    store(gap + i, d <= all(limit) ? all(NONE) : d);
+  }
+  for (; first < leaves; first++)
+    for (int64_t v = 0, i = leaf[first] * LEAF; v < LEAF; v += LANES, i += LANES)
+      store(distance + first * LEAF + v, squared_distance(x + i, y + i, z + i, query));
+  return leaves;
+}
+
+// The nearest boxes give a limit, then what lies within it is added.
 int64_t Neighbours::scan_buckets(const Point query, Scratch& s) const {
   const Buckets<LEAF>& b = *buckets_;
-  const float *x = b.points.x, *y = b.points.y, *z = b.points.z;
-  const int32_t* original = b.original;
-  const int64_t padded = b.padded;
-  float *distance = s.distance, *found = s.found;
-  int32_t* indices = s.index;
+  float *distance = s.distance, *gap = s.gap, *found = s.found;
+  int32_t *leaf = s.leaf, *index = s.index;
   Float closest = all(INF);
-  for (int64_t i = 0; i < padded; i += LANES) {
+  for (int64_t i = 0; i < b.padded; i += LANES) {
     const Float d = b.box_distance(i, query, query);
-    store(distance + i, d);
+    store(gap + i, d);
     closest = smaller(d, closest);
   }
-  std::fill(distance + b.leaves, distance + padded, NONE);  // nothing is in those
+  std::fill(gap + b.leaves, gap + b.padded, NONE);  // nothing is in those
 
-  // the nearest boxes first, until there are k points to give a limit; then those within part of it; then the rest
-  int64_t count = 0;
-  float limit = INF, reach = smallest_lane(closest);
-  for (bool last = false; !last;) {
-    Float farther = all(INF);
-    for (int64_t i = 0; i < padded; i += LANES) {
-      const Float d = load(distance + i);
-      const uint32_t near = not_above(d, all(reach));
-      for (uint32_t rest = near; rest; rest &= rest - 1) {
-        const int64_t first = (i + __builtin_ctz(rest)) * LEAF;
-        distance[i + __builtin_ctz(rest)] = NONE;
-        for (int64_t j = first; j < first + LEAF; j += LANES)
-          count = keep(squared_distance(x + j, y + j, z + j, query), load(original + j), all(limit), found, indices,
-                       count);
-      }
-      farther = smaller(d > all(reach) ? d : all(INF), farther);
-    }
-    const float next = smallest_lane(farther);
-    const bool first_limit = limit == INF && count >= k_;
-    last = reach >= limit || (limit == INF && !first_limit && next == INF);
-    if (first_limit || count > k_ + SLACK) limit = tighten(found, indices, count, k_, limit);
-    reach = limit == INF ? next : first_limit ? limit * FIRST_REACH : limit;
+  int64_t leaves = 0, padded = 0;
+  float limit = kth_lane(closest, 1 + 2 * k_ / LEAF);
+  for (int pass = 0; pass < 2; pass++) {
+    leaves = add_leaves(b, query, limit, leaves, s);
+    padded = round_up(leaves * LEAF, BLOCK);
+    std::fill(distance + leaves * LEAF, distance + padded, NONE);
+    limit = bound(padded, k_, [&](int64_t i) { return load(distance + i); });
   }
+  const int64_t count = survivors(distance, padded, limit, index);
+  for (int64_t i = 0; i < count; i += 4)
+#pragma GCC unroll 4
+    for (int64_t j = i; j < i + 4; j++) {
+      const int32_t at = index[j];
+      found[j] = distance[at];
+      index[j] = b.original[leaf[at / LEAF] * LEAF + at % LEAF];
+    }
   return count;
 }
 
@@ -261,9 +314,9 @@ extern "C" int64_t pointsmith_ball_query(const float* query, const float* points
             const int64_t j = i + LANES;
             const uint32_t two = below(squared_distance(p.x + j, p.y + j, p.z + j, center), limit);
             if (!(one | two)) continue;
-            compact(found + count, iota() + int32_t(i), one);
+            compact_lanes(found + count, int32_t(i), one);
             count += __builtin_popcount(one);
-            compact(found + count, iota() + int32_t(j), two);
+            compact_lanes(found + count, int32_t(j), two);
             count += __builtin_popcount(two);
           }
           counts[q] = count = std::min(count, k);

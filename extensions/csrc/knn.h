@@ -6,11 +6,14 @@
 
 class Neighbours {
  public:
+  static constexpr int LEAF = 32;
   // `expected` queries decide whether sorting the cloud into buckets pays.
   Neighbours(const Planes& planes, int64_t k, int64_t expected);
   // The scratch memory of one thread.
   struct Scratch {
     explicit Scratch(const Neighbours& of);
+    Array<float> gap;     // squared distances to the boxes of the buckets
+    Array<int32_t> leaf;  // those whose points were looked at
     Array<float> distance, found;
     Array<int32_t> index;
   };
@@ -24,6 +27,5 @@ class Neighbours {
 
   const Planes& planes_;
   const int64_t k_;
-  static constexpr int LEAF = 32;
   std::unique_ptr<Buckets<LEAF>> buckets_;
 };

@@ -151,8 +151,9 @@ INLINE Float fused(Float a, Float b, Float c) {
   return a * b + c;
 #endif
 }
-INLINE float sum(Float a) {
-  float total = 0;
+template <class Vector>
+INLINE auto sum(Vector a) {
+  decltype(a[0] + a[0]) total = 0;
   for (int i = 0; i < LANES; i++) total += a[i];
   return total;
 }
