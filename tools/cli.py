@@ -185,7 +185,7 @@ def main(mode: str, argv: Sequence[str] | None = None) -> int:
 def tell(message: str) -> int:
     """One line for a person; the exit code of a mistake."""
     if dist.launched_rank() > 0:
-        time.sleep(3)  # most mistakes are everybody's: the launcher ends this process before it repeats the line
+        time.sleep(10)  # most mistakes are everybody's: the launcher ends this process before it repeats the line
     print(f"error: {message}", file=sys.stderr, flush=True)
     return 2
 

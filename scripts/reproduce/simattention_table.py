@@ -8,7 +8,9 @@ SHOWN = ("acc", "instance_iou")
 
 
 def cell(folder: Path) -> tuple[str, str]:
-    """What is shown of one kind on one set, and how it was selected."""
+    """What is shown of one kind on one set, and how it was selected; a dash where it was not run."""
+    if not (folder / "results.json").is_file():
+        return "-", ""
     rows = json.loads((folder / "results.json").read_text())["rows"]
     shown = [row for row in rows if row["metric"] in SHOWN and row["selection"] == "best on val"]
     wanted = "instance_iou" if any(row["metric"] == "instance_iou" for row in shown) else "acc"
@@ -23,7 +25,8 @@ def main() -> None:
     print("|" + "---|" * (len(kinds) + 2))
     for name in sets:
         cells = [cell(root / name / kind) for kind in kinds]
-        print(f"| {name} | {' | '.join(value for value, _ in cells)} | {cells[0][1]} |")
+        shown = next((rule for _, rule in cells if rule), "")
+        print(f"| {name} | {' | '.join(value for value, _ in cells)} | {shown} |")
 
 
 if __name__ == "__main__":
