@@ -21,7 +21,7 @@ from tools.splits import DataSplits, check_data
 from tools.tasks.base import Task
 from utils import dist
 from utils.checkpoint import LoadReport, load_weights, weights_in
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.schema import check_arguments, check_required, check_type, hint, parameters
 
 SECTIONS = (
@@ -156,7 +156,12 @@ def build_optimizer(config: Mapping[str, Any], model: nn.Module, trains: bool = 
         raise UserError("model: every parameter is frozen; there is nothing to train")
     # one kernel for all parameters, which also can leave a step out without the host
     fused = {} if "fused" in cfg or "foreach" in cfg else {"fused": _can_fuse(model, cfg)}
-    return OPTIMIZERS.build(cfg, "optimizer", params=groups, **fused)
+    try:
+        return OPTIMIZERS.build(cfg, "optimizer", params=groups, **fused)
+    except UserError:
+        raise
+    except (ValueError, TypeError, IndexError, RuntimeError) as error:
+        raise UserError(f"optimizer: {cfg['name']} cannot be made with these options ({first_line(error)})") from error
 
 
 def _can_fuse(model: nn.Module, cfg: Mapping[str, Any]) -> bool | None:

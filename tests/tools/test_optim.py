@@ -11,6 +11,7 @@ from torch import nn
 from models import MODELS
 from tests.helpers import assert_same, changed, folder_of, pretrain_config, run, write_config
 from tools import OPTIMIZERS
+from tools.build import build_optimizer
 from tools.optim import eager_step, is_free_of_decay, parameter_groups, rate_scales, unguarded
 from tools.runner import Runner
 from utils.errors import UserError
@@ -66,6 +67,12 @@ def test_rates_fall_from_block_to_block() -> None:
         rate_scales(Small(), 0.5)
     with pytest.raises(UserError, match=r"runner.layer_decay: 0"):
         Runner(layer_decay=0.0)
+
+
+@pytest.mark.parametrize("options", [{"betas": [0.9]}, {"fused": True, "foreach": True}, {"lr": -1.0}])
+def test_options_that_an_optimizer_refuses_are_one_line(options: dict) -> None:
+    with pytest.raises(UserError, match=r"^optimizer: AdamW cannot be made with these options \(.+\)$"):
+        build_optimizer({"optimizer": {"name": "AdamW", **options}}, Small())
 
 
 def test_a_run_with_rates_of_its_own(tmp_path) -> None:
