@@ -45,7 +45,9 @@ def describe_parameters(model: nn.Module) -> str:
 def frozen_at_random(model: nn.Module, loaded: Collection[str]) -> list[str]:
     """One line where parameters lie that nothing filled and nothing will train. loaded: names that a file filled."""
     left = [name for name, p in model.named_parameters() if not p.requires_grad and name not in loaded]
-    left = [name for name in left if not name.startswith((OWN, *filled(model)))]
+    left = [
+        name for name in left if not name.startswith((OWN, *filled(model), *getattr(model, "frozen_on_purpose", ())))
+    ]
     if not left:
         return []
     return [f"{len(left)} frozen tensors ({left[0]}, ...) are at random and will stay so; load them with --ckpts"]

@@ -53,6 +53,9 @@ class SA3D(nn.Module):
     ema_*: the average's decay from start to end over the first epochs; buffers averaged or copied.
     """
 
+    # what is frozen in here is filled by the average's steps, comes from the teacher's file, or is read by nobody
+    frozen_on_purpose = ("average.", "teacher.", "student.", "predictor.")
+
     def __init__(
         self,
         backbone: Backbone,

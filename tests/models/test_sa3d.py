@@ -16,6 +16,7 @@ from models.sa3d import SA3D
 from models.sa3d.average import decay_at, follow
 from models.sa3d.losses import feature_error, ranking_loss, regression_loss
 from tests.models.test_point_mae import SMALL, cloud
+from tools.frozen import frozen_at_random
 from utils.checkpoint import load_weights
 from utils.errors import UserError
 from utils.random import BatchRandom
@@ -59,6 +60,12 @@ def test_every_trained_parameter_gets_a_gradient_and_no_teacher_does(backbone: s
     for name, value in model.state_dict().items():  # statistics of teachers stay as they are
         if name.startswith(("average.", "teacher.")):
             assert torch.equal(value, before[name]), name
+
+
+def test_nobody_is_warned_of_an_average() -> None:
+    model = build("PointMAE", **FEATURES, predict_from="complete")
+    assert any(not parameter.requires_grad for parameter in model.parameters())
+    assert not frozen_at_random(model, [])
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
