@@ -7,23 +7,39 @@ namespace {
 
 // An auction one bidder at a time (D. Bertsekas): a point of x without a partner bids for the point of y that is
 // cheapest to it, distance and price together, by so much that it would then be as well off with its second choice, and
-// epsilon more; the previous owner is turned out and bids next. Real is double where epsilon is too fine for float.
+// epsilon more; the previous owner is turned out and bids next. Prices only rise, over all epsilons; so a bidder keeps
+// the choices of its last look at all points, and what no other point was cheaper than then: as long as two choices are
+// not dearer than that, it need not look again. Real is double where epsilon is too fine for float.
 template <class Real>
 class Auction {
   static constexpr double FIRST = 0.02, NEXT = 0.2;  // epsilons: of the largest cost, of the one before
+  static constexpr int DEPTH = 2;                    // choices a lane
+  static constexpr Real INFINITE = std::numeric_limits<Real>::infinity();
   typedef Real Values __attribute__((vector_size(4 * LANES)));
   using Index = decltype(Values{} < Values{});
   static constexpr int WIDTH = 4 * LANES / sizeof(Real);
 
+  struct Choices {
+    Values cost[DEPTH];  // without the price
+    Index index[DEPTH];
+    Real limit;
+  };
+  struct Offer {
+    int64_t choice;
+    Real least, next;  // cost and price of the choice and of the second one
+  };
+
  public:
-  explicit Auction(int64_t n)
-      : n_(n), padded_(round_up(n, WIDTH)), x_(padded_), y_(padded_), z_(padded_), price_(padded_), owner_(n) {}
+  explicit Auction(int64_t n)  // at least one place behind the last point, whose price is infinite
+      : n_(n), padded_(round_up(n + 1, WIDTH)), x_(padded_), y_(padded_), z_(padded_), price_(padded_), owner_(n),
+        choices_(n) {}
 
   void run(const float* x, const float* y, bool squared, Real largest, Real eps, int64_t* partner) {
     for (int64_t j = 0; j < padded_; j++) {
       x_[j] = j < n_ ? y[3 * j] : 0, y_[j] = j < n_ ? y[3 * j + 1] : 0, z_[j] = j < n_ ? y[3 * j + 2] : 0;
-      price_[j] = j < n_ ? 0 : std::numeric_limits<Real>::infinity();
+      price_[j] = j < n_ ? 0 : INFINITE;
     }
+    std::fill(choices_.begin(), choices_.end(), Choices{{}, {}, -1});  // so that all look first
     for (Real step = largest * Real(FIRST); step > eps; step *= Real(NEXT)) assign(x, squared, step, partner);
     assign(x, squared, eps, partner);
   }
@@ -36,7 +52,7 @@ class Auction {
     while (!waiting_.empty()) {
       const int64_t i = waiting_.back();
       waiting_.pop_back();
-      const int64_t j = squared ? bid<true>(x + 3 * i, eps) : bid<false>(x + 3 * i, eps);
+      const int64_t j = squared ? bid<true>(x + 3 * i, choices_[i], eps) : bid<false>(x + 3 * i, choices_[i], eps);
       if (owner_[j] >= 0) waiting_.push_back(owner_[j]);
       owner_[j] = i;
       partner[i] = j;
@@ -44,31 +60,78 @@ class Auction {
   }
 
   template <bool SQUARED>
-  int64_t bid(const float* from, Real eps) {
-    const Values x = Values{} + Real(from[0]), y = Values{} + Real(from[1]), z = Values{} + Real(from[2]);
-    Values best = Values{} + std::numeric_limits<Real>::infinity(), second = best;
-    Index choice{}, index;
-    for (int i = 0; i < WIDTH; i++) index[i] = i;
-    for (int64_t j = 0; j < padded_; j += WIDTH, index += WIDTH) {
-      const Values dx = get(x_ + j) - x, dy = get(y_ + j) - y, dz = get(z_ + j) - z;
-      Values value = dx * dx + dy * dy + dz * dz;
-      if (!SQUARED) value = square_root(value);
-      value += get(price_ + j);
+  int64_t bid(const float* from, Choices& choices, Real eps) {
+    Offer offer = among(choices);
+    if (!(offer.next <= choices.limit)) {
+      look<SQUARED>(from, choices);
+      offer = among(choices);
+    }
+    Real& price = price_[offer.choice];
+    const Real raise = offer.next - offer.least + eps;
+    price = std::max(price + raise, std::nextafter(price, INFINITE));  // it rises, or the auction would not end
+    return offer.choice;
+  }
+
+  Offer among(const Choices& choices) {
+    Values best = Values{} + INFINITE, second = best;
+    Index index{};
+    for (int d = 0; d < DEPTH; d++) {
+      Values value = choices.cost[d];
+      for (int i = 0; i < WIDTH; i++) value[i] += price_[choices.index[d][i]];
       second = smaller(larger(value, best), second);
-      choice = value < best ? index : choice;
+      index = value < best ? choices.index[d] : index;
       best = smaller(value, best);
     }
     int lane = 0;
     for (int i = 1; i < WIDTH; i++)
-      if (best[i] < best[lane] || (best[i] == best[lane] && choice[i] < choice[lane])) lane = i;
+      if (best[i] < best[lane]) lane = i;
     const Real least = best[lane];
     best[lane] = second[lane];
-    Real next = best[0];
-    for (int i = 1; i < WIDTH; i++) next = std::min<Real>(next, best[i]);
-    const int64_t j = choice[lane];
-    const Real raise = next - least + eps, higher = std::nextafter(price_[j], std::numeric_limits<Real>::infinity());
-    price_[j] = std::max<Real>(price_[j] + raise, higher);  // a price always rises, or the auction would not end
-    return j;
+    return {index[lane], least, least_lane(best)};
+  }
+
+  // Every lane's cheapest points at the prices of now, and the least of what the lanes' next ones cost.
+  template <bool SQUARED>
+  void look(const float* from, Choices& choices) {
+    const Values x = Values{} + Real(from[0]), y = Values{} + Real(from[1]), z = Values{} + Real(from[2]);
+    const auto cost = [&](Values px, Values py, Values pz) {
+      const Values dx = px - x, dy = py - y, dz = pz - z, squared = dx * dx + dy * dy + dz * dz;
+      return SQUARED ? squared : square_root(squared);
+    };
+    Values values[DEPTH + 1];
+    Index indices[DEPTH], now;
+    for (Values& value : values) value = Values{} + INFINITE;
+    for (Index& index : indices) index = Index{} + decltype(index[0] + 0)(n_);
+    for (int i = 0; i < WIDTH; i++) now[i] = i;
+    for (int64_t j = 0; j < padded_; j += WIDTH, now += WIDTH) {
+      Values value = cost(get(x_ + j), get(y_ + j), get(z_ + j)) + get(price_ + j);
+      Index index = now;
+      for (int d = 0; d < DEPTH; d++) {  // in order; the dearest one goes on to the next place
+        const Values dearer = larger(value, values[d]);
+        const Index cheaper = value < values[d], other = cheaper ? indices[d] : index;
+        indices[d] = cheaper ? index : indices[d];
+        values[d] = smaller(value, values[d]);
+        value = dearer, index = other;
+      }
+      values[DEPTH] = smaller(value, values[DEPTH]);
+    }
+    for (int d = 0; d < DEPTH; d++) {
+      choices.index[d] = indices[d];
+      choices.cost[d] = cost(at(x_, indices[d]), at(y_, indices[d]), at(z_, indices[d]));
+    }
+    choices.limit = least_lane(values[DEPTH]);
+  }
+
+  INLINE Values at(const Real* p, Index index) {
+    Values v;
+    for (int i = 0; i < WIDTH; i++) v[i] = p[index[i]];
+    return v;
+  }
+
+  INLINE Real least_lane(Values v) {
+    Real least = v[0];
+    for (int i = 1; i < WIDTH; i++) least = std::min<Real>(least, v[i]);
+    return least;
   }
 
   INLINE Values get(const Real* p) {
@@ -80,6 +143,7 @@ class Auction {
   const int64_t n_, padded_;
   Array<Real> x_, y_, z_, price_;
   std::vector<int64_t> owner_, waiting_;
+  std::vector<Choices> choices_;
 };
 
 // Upper bound of the cost of any pair: the diagonal of the box around both clouds.
