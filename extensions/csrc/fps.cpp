@@ -8,7 +8,7 @@ constexpr float FAR = 1e10f;          // distance to the empty set, as in pointn
 constexpr float BROKEN = 1e18f;       // where points that are not finite go: they move no minimum there
 constexpr double NEAR_ORIGIN = 1e-3;  // squared norm of what pointnet2_ops takes for padding
 constexpr int LEAF = 32, BLOCK = 4 * LANES;
-constexpr int64_t BUCKETS_FROM_POINTS = 8192, BUCKETS_FROM_SAMPLES = 512;
+constexpr int64_t BUCKETS_FROM_POINTS = 2048, BUCKETS_FROM_SAMPLES = 256;
 
 // Move broken points away and set the first distances: FAR for candidates, -1 for what is never chosen.
 void prepare(const float* cloud, Planes& p, bool skip_near_origin, float* closest) {

@@ -43,12 +43,24 @@ def test_equals_definition(seed: int, batch: int, num: int, lattice: bool, skip:
 
 
 @pytest.mark.parametrize("near_origin", [False, True])
-def test_large_clouds_equal_the_definition(near_origin: bool) -> None:
-    points = random_points(0, (1, 8200, 3), lattice=True)  # 8200: not a whole number of buckets
+@pytest.mark.parametrize(("num", "samples"), [(8200, 600), (2048, 256), (2050, 2050)])  # 8200: buckets not all full
+def test_large_clouds_equal_the_definition(num: int, samples: int, near_origin: bool) -> None:
+    points = random_points(0, (1, num, 3), lattice=True)
     if near_origin:  # nothing is left to choose
         points *= 1e-3
-    indices = farthest_point_sample(points, 600, skip_near_origin=near_origin)
-    assert indices[0].tolist() == brute(points[0].numpy(), 600, skip=near_origin)
+    indices = farthest_point_sample(points, samples, skip_near_origin=near_origin)
+    assert indices[0].tolist() == brute(points[0].numpy(), samples, skip=near_origin)
+
+
+def test_large_broken_clouds_from_their_mean() -> None:
+    points = random_points(1, (2, 2100, 3), lattice=False)
+    points[:, 5, 1], points[:, 700, 0], points[:, 2099, 2] = torch.nan, torch.inf, -torch.inf
+    indices = farthest_point_sample(points, 2097)
+    assert [sorted(row) for row in indices.tolist()] == [sorted({*range(2100)} - {5, 700, 2099})] * 2
+    whole = points.nan_to_num(0, 0, 0)
+    mean = whole.mean(1, keepdim=True)
+    for row, cloud in zip(farthest_point_sample(whole, 300, start="mean"), torch.cat([mean, whole], 1), strict=True):
+        assert row.tolist() == [index - 1 for index in brute(cloud.numpy(), 301)[1:]]
 
 
 def test_mean_start_repels_and_does_not_depend_on_order() -> None:
