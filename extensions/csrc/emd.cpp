@@ -76,16 +76,13 @@ class Auction {
     Values best = Values{} + INFINITE, second = best;
     Index index{};
     for (int d = 0; d < DEPTH; d++) {
-      Values value = choices.cost[d];
-      for (int i = 0; i < WIDTH; i++) value[i] += price_[choices.index[d][i]];
+      const Values value = choices.cost[d] + at(price_, choices.index[d]);
       second = smaller(larger(value, best), second);
       index = value < best ? choices.index[d] : index;
       best = smaller(value, best);
     }
-    int lane = 0;
-    for (int i = 1; i < WIDTH; i++)
-      if (best[i] < best[lane]) lane = i;
-    const Real least = best[lane];
+    const Real least = least_lane(best);
+    const int lane = first_at(best, least);
     best[lane] = second[lane];
     return {index[lane], least, least_lane(best)};
   }
@@ -116,22 +113,31 @@ class Auction {
       values[DEPTH] = smaller(value, values[DEPTH]);
     }
     for (int d = 0; d < DEPTH; d++) {
-      choices.index[d] = indices[d];
-      choices.cost[d] = cost(at(x_, indices[d]), at(y_, indices[d]), at(z_, indices[d]));
+      const Index index = choices.index[d] = indices[d];
+      choices.cost[d] = cost(at(x_, index), at(y_, index), at(z_, index));
     }
     choices.limit = least_lane(values[DEPTH]);
   }
 
   INLINE Values at(const Real* p, Index index) {
+    if constexpr (sizeof(Real) == sizeof(float)) return (Values)gather(p, (Int)index);
     Values v;
     for (int i = 0; i < WIDTH; i++) v[i] = p[index[i]];
     return v;
   }
 
   INLINE Real least_lane(Values v) {
+    if constexpr (sizeof(Real) == sizeof(float)) return smallest_lane((Float)v);
     Real least = v[0];
     for (int i = 1; i < WIDTH; i++) least = std::min<Real>(least, v[i]);
     return least;
+  }
+
+  INLINE int first_at(Values v, Real value) {
+    if constexpr (sizeof(Real) == sizeof(float)) return __builtin_ctz(bits((Int)(v == value)));
+    int lane = 0;
+    while (v[lane] != value) lane++;
+    return lane;
   }
 
   INLINE Values get(const Real* p) {

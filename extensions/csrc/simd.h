@@ -138,7 +138,12 @@ INLINE void compact_lanes(int32_t* out, int32_t first, uint32_t which) {
 
 template <class Vector>
 INLINE Vector square_root(Vector a) {
-  for (unsigned i = 0; i < sizeof a / sizeof a[0]; i++) a[i] = std::sqrt(a[i]);
+  using Lane = decltype(a[0] + a[0]);
+#if defined(__AVX512F__)  // GCC makes two halves of it, by way of memory
+  if constexpr (sizeof(Lane) == sizeof(float)) return (Vector)_mm512_sqrt_ps((__m512)a);
+  if constexpr (sizeof(Lane) == sizeof(double)) return (Vector)_mm512_sqrt_pd((__m512d)a);
+#endif
+  for (unsigned i = 0; i < sizeof a / sizeof(Lane); i++) a[i] = std::sqrt(a[i]);
   return a;
 }
 // a * b + c, in one rounding where the CPU can: only for results that no index depends on
@@ -149,6 +154,15 @@ INLINE Float fused(Float a, Float b, Float c) {
   return (Float)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 #else
   return a * b + c;
+#endif
+}
+INLINE Float gather(const float* p, Int index) {
+#if defined(__AVX512F__)
+  return (Float)_mm512_i32gather_ps((__m512i)index, p, sizeof(float));
+#else
+  Float v;
+  for (int i = 0; i < LANES; i++) v[i] = p[index[i]];
+  return v;
 #endif
 }
 template <class Vector>
