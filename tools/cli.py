@@ -286,7 +286,8 @@ def announce(
         log.info(line)
     log.info(f"device: {device}, {machine()}, {dist.world_size()} process(es), {torch.get_num_threads()} threads")
     log.info(f"process set-up: {', '.join(tuned) or 'nothing to do'}")
-    if device.type == "cpu" and config.get("runner", {}).get("precision") == "bf16" and emulates_bfloat16():
+    in_bf16 = config.get("runner", {}).get("precision") == "bf16" or config["model"].get("average_bf16", False)
+    if device.type == "cpu" and in_bf16 and emulates_bfloat16():
         log.warning("warning: this CPU has no bfloat16 units: products are many times slower than with fp32")
 
 

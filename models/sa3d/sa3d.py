@@ -51,6 +51,7 @@ class SA3D(nn.Module):
     reconstruction_grad false, as released: this error is no loss and only tells the difficulty.
     *_weights: before and from epoch `switch_epoch`. difficulty_*: how much each error counts as difficulty.
     ema_*: the average's decay from start to end over the first epochs; buffers averaged or copied.
+    average_bf16: it looks at complete clouds in bfloat16, whatever the precision of the run; its weights stay float32.
     """
 
     # what is frozen in here is filled by the average's steps, comes from the teacher's file, or is read by nobody
@@ -82,6 +83,7 @@ class SA3D(nn.Module):
         ema_end: float = 0.9999,
         ema_ramp_epochs: Whole = 100,
         ema_buffers: bool = True,
+        average_bf16: bool = False,
         init: Init = "trunc_normal",
     ):
         super().__init__()
@@ -110,7 +112,7 @@ class SA3D(nn.Module):
         self.difficulty_reconstruction = difficulty_reconstruction
         self.difficulty_distillation = difficulty_distillation
         self.ema_start, self.ema_end, self.ema_ramp_epochs = ema_start, ema_end, ema_ramp_epochs
-        self.ema_buffers = ema_buffers
+        self.ema_buffers, self.average_bf16 = ema_buffers, average_bf16
         self.distils = any(self.distillation_weights)
         rebuilds = reconstruction != "none" and reconstruction_grad and any(self.reconstruction_weights)
         if not rebuilds and not self.distils:
@@ -187,13 +189,21 @@ class SA3D(nn.Module):
     @torch.no_grad()
     def whole_tokens(self, groups: Groups) -> Tensor:
         """What the average makes of complete clouds -> (B, G, C)."""
-        return self.average_student.tokens(groups)
+        with self._looking():
+            return self.average_student.tokens(groups)
 
     @torch.no_grad()
     def difficulty(self, groups: Groups, whole: Tensor | None = None) -> Tensor:
         """How hard the average thinks each patch is, complete clouds before its eyes -> (B, G)."""
         whole = self.whole_tokens(groups) if whole is None else whole
-        return self.average["predictor"](whole, self._average_position(groups))
+        with self._looking():
+            return self.average["predictor"](whole, self._average_position(groups))
+
+    def _looking(self) -> contextlib.AbstractContextManager:
+        """The precision in which the average looks at complete clouds."""
+        if not self.average_bf16:
+            return contextlib.nullcontext()
+        return torch.autocast(next(self.parameters()).device.type, torch.bfloat16)
 
     @torch.no_grad()
     def _average_position(self, groups: Groups) -> Tensor:

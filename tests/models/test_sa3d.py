@@ -34,6 +34,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "shared token": {"share_mask_token": True, "detach_encoder": True},
     "complete clouds": {"predict_from": "complete"},
     "complete clouds, with features": {"predict_from": "complete", **FEATURES},
+    "average in bfloat16": {"average_bf16": True},
+    "complete clouds in bfloat16": {"predict_from": "complete", "average_bf16": True},
     "no ranking": {"rank_weight": 0.0, "mask": RandomMask(0.5)},
 }
 
@@ -103,6 +105,18 @@ def test_the_mask_goes_where_the_average_says(backbone: str) -> None:
         for parameter in model.predictor.parameters():
             parameter.add_(1.0)  # the student's opinion does not count
     assert torch.equal(mask, model.draw(groups, rng=BatchRandom(0))[0])
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_average_may_look_in_bfloat16(backbone: str) -> None:
+    points = cloud(6)
+    exact, quick = build(backbone).eval(), build(backbone, average_bf16=True).eval()
+    groups = exact.student.group(points)
+    assert exact.whole_tokens(groups).dtype == torch.float32 and quick.whole_tokens(groups).dtype == torch.bfloat16
+    expected, difficulty = exact.difficulty(groups), quick.difficulty(groups)
+    assert difficulty.dtype == torch.float32 and not torch.equal(difficulty, expected)
+    assert (difficulty - expected).abs().max() < 0.1 * expected.std()
+    assert quick(points, rng=BatchRandom(0))["prediction"].dtype == torch.float32  # what learns: as the run has it
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
