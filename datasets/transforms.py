@@ -59,6 +59,8 @@ class Scale:
     """Multiply each axis by its own factor in [low, high), or all by one."""
 
     def __init__(self, low: float = 2 / 3, high: float = 3 / 2, isotropic: bool = False):
+        if not 0 < low <= high:
+            raise UserError(f"low {low}, high {high}: factors from low to high, above 0")
         self.low, self.high, self.axes = low, high, 1 if isotropic else 3
 
     def __call__(self, batch: Batch, rng: BatchRandom) -> Batch:
@@ -73,7 +75,7 @@ class Translate:
     """Shift by up to `distance` along each axis."""
 
     def __init__(self, distance: float = 0.2):
-        self.distance = distance
+        self.distance = at_least_zero(distance, "distance")
 
     def __call__(self, batch: Batch, rng: BatchRandom) -> Batch:
         shift = rng.uniform(len(batch["points"]), 1, 3, low=-self.distance, high=self.distance)
@@ -133,7 +135,7 @@ class Jitter:
     """Add Gaussian noise, clipped."""
 
     def __init__(self, sigma: float = 0.01, clip: float = 0.05):
-        self.sigma, self.clip = sigma, clip
+        self.sigma, self.clip = at_least_zero(sigma, "sigma"), at_least_zero(clip, "clip")
 
     def __call__(self, batch: Batch, rng: BatchRandom) -> Batch:
         points = batch["points"]
@@ -145,6 +147,8 @@ class Dropout:
     """Replace a random share of the points, up to `max_ratio`, by the first point."""
 
     def __init__(self, max_ratio: float = 0.5):
+        if not 0 <= max_ratio <= 1:
+            raise UserError(f"max_ratio: {max_ratio}; use a share from 0 to 1")
         self.max_ratio = max_ratio
 
     def __call__(self, batch: Batch, rng: BatchRandom) -> Batch:
@@ -234,6 +238,12 @@ def apply_all(transforms: Sequence, batch: Batch, rng: BatchRandom) -> Batch:
     for transform in transforms:
         batch = transform(batch, rng)
     return batch
+
+
+def at_least_zero(value: float, name: str) -> float:
+    if not value >= 0:
+        raise UserError(f"{name}: {value}; use 0 or more")
+    return value
 
 
 def _check_available(wanted: int, available: int) -> None:

@@ -276,11 +276,9 @@ def scheduler_section(source: Source, epochs: int) -> Section:
     section: Section = {"name": ours}
     for key, option in options.items():
         section[option] = source.take(f"scheduler.kwargs.{key}", Any, f"scheduler.{option}")
-    end = source.take("scheduler.kwargs.epochs", int, "runner.epochs", epochs)
-    if end != epochs:
-        source.notes.append(
-            f"scheduler.kwargs.epochs is {end}, max_epoch {epochs}: here the schedule ends with the run"
-        )
+    if ours == "cosine":
+        end = source.take("scheduler.kwargs.epochs", int, "scheduler.period", epochs)
+        section |= {"period": end} if end != epochs else {}
     return section
 
 

@@ -13,6 +13,8 @@ from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
 from utils.logging import get_logger
 
+ADVICE = "lower optimizer.lr, set runner.clip_grad or use runner.precision fp32"
+
 
 @dataclass(frozen=True)
 class Taken:
@@ -37,6 +39,11 @@ class LeftOut:
     def went_well(self) -> None:
         self.in_a_row = 0
 
+    def check(self, steps: int) -> None:
+        """At the end of a run of so many steps: one that learned nothing is no result."""
+        if self.number >= steps:
+            raise UserError(f"none of the {steps} steps was finite, so nothing was learned; {ADVICE}")
+
     def add(self, step: Taken) -> None:
         self.number += 1
         self.in_a_row += 1
@@ -53,5 +60,5 @@ class LeftOut:
         if self.in_a_row >= self.most:
             raise UserError(
                 f"{self.in_a_row} steps in a row were not finite, last at {where} ({figures}, lr {step.rate:.2e}); "
-                f"the batch is in {path}; lower optimizer.lr, set runner.clip_grad or use runner.precision fp32"
+                f"the batch is in {path}; {ADVICE}"
             )

@@ -11,12 +11,13 @@ from torch import nn
 
 from tools.adapt import ADAPTER, is_adapted, save_adapter
 from tools.frozen import save_trained
-from tools.probe import PROBES, run_probes
+from tools.probe import PROBES, check_data, run_probes
 from tools.runner import Runner
 from tools.splits import DataSplits
 from tools.tasks.base import Task
 from tools.weights import put_weights
 from utils import dist
+from utils.logging import get_logger
 
 
 class PlainRun:
@@ -38,6 +39,8 @@ class PlainRun:
         device: torch.device,
     ) -> tuple[list[str], Collection[str]]:
         """Lines that say what was loaded, and the names of the tensors that were."""
+        if args.svm:
+            check_data(data)
         return put_weights(args, self.config, self.model, checkpoint)
 
     def work(self, args: argparse.Namespace, runner: Runner, seed: int) -> list[dict]:
@@ -48,7 +51,9 @@ class PlainRun:
             return conclude(runner, "as loaded")
         runner.fit()
         rows = conclude(runner, "last epoch")
-        if runner.best is not None:
+        if runner.best is not None and not runner.experiment.best.is_file():
+            get_logger().warning(f"warning: {runner.experiment.best} is gone; only the last epoch is tested")
+        elif runner.best is not None:
             selection, epoch = runner.load_best()
             rows += [{**row, "best_epoch": epoch} for row in conclude(runner, selection)]
         if dist.is_main():

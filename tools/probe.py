@@ -76,12 +76,17 @@ def has_classes(data: DataSplits) -> bool:
     return len(np.unique(data.fit_set.dataset.class_labels)) > 1
 
 
-def run_probes(model: nn.Module, data: DataSplits, autocast: Autocast, names: tuple[str, ...]) -> list[dict]:
-    """Result rows on the test set."""
+def check_data(data: DataSplits) -> None:
     if data.test is None:
         raise UserError("data.test: a probe needs a test set")
     if not has_classes(data):
         raise UserError("data.train: all clouds are of one class, so a probe has nothing to tell apart")
+
+
+def run_probes(model: nn.Module, data: DataSplits, autocast: Autocast, names: tuple[str, ...]) -> list[dict]:
+    """Result rows on the test set."""
+    check_data(data)
+    assert data.test is not None
     train = extract_features(model, data.fit_set, data, autocast)
     test = extract_features(model, data.test, data, autocast)
     functions: dict[str, Callable[[Features, Features], Score]] = {

@@ -110,6 +110,8 @@ class Runner(RunState):
             raise UserError("compat.double_step: a loss scale allows one step a batch; use precision bf16 or fp32")
         if self.select == "test" and data.test is None:
             raise UserError("runner.select: 'test', but there is no data.test; name one or select by 'val'")
+        if optimizer is not None and self.compile == "graph":
+            self._check_graph()
         self.epoch, self.step = 0, 0
         self.best = None
         self.means, self.left_out = Mean(), LeftOut(experiment.folder, self.max_nonfinite, self.precision == "fp16")
@@ -134,6 +136,7 @@ class Runner(RunState):
                     self._train_epoch(wrapped, monitor)
         finally:
             monitor.close()
+        self.left_out.check(self.total_epochs * self.steps)
 
     def _train_epoch(self, wrapped: nn.Module, monitor: Monitor) -> None:
         started, first_step = time.monotonic(), self.step
@@ -298,7 +301,6 @@ class Runner(RunState):
         wrapped = self.shared or self.model
         self.graphed = None
         if self.compile == "graph":
-            self._check_graph()
             self.graphed = GraphedStep(self.model, self.rng, self._forward_backward(wrapped))
         return torch.compile(wrapped) if self.compile == "inductor" else wrapped  # type: ignore[return-value]
 

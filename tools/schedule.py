@@ -12,12 +12,24 @@ class Cosine:
     """Linear warm-up from `warmup_lr`, then half a cosine down to `min_lr`.
 
     shifted: the cosine starts where the warm-up ends; else, as timm and Point-MAE have it, at epoch 0.
+    period: the epoch at which it is down; by default the run's last. Point-M2AE was published with 400 of 300.
     """
 
-    def __init__(self, warmup_epochs: float = 10, min_lr: float = 1e-6, warmup_lr: float = 1e-6, shifted: bool = False):
+    def __init__(
+        self,
+        warmup_epochs: float = 10,
+        min_lr: float = 1e-6,
+        warmup_lr: float = 1e-6,
+        shifted: bool = False,
+        period: float | None = None,
+    ):
+        if period is not None and period <= warmup_epochs:
+            raise UserError(f"period: {period} epochs end within the warm-up of {warmup_epochs}; use more")
         self.warmup_epochs, self.min_lr, self.warmup_lr, self.shifted = warmup_epochs, min_lr, warmup_lr, shifted
+        self.period = period
 
-    def __call__(self, base_lr: float, epoch: float, epochs: int) -> float:
+    def __call__(self, base_lr: float, epoch: float, epochs: float) -> float:
+        epochs = self.period or epochs
         if epoch < self.warmup_epochs:
             return self.warmup_lr + epoch * (base_lr - self.warmup_lr) / self.warmup_epochs
         if epoch >= epochs:

@@ -14,13 +14,20 @@ class Stopped(Exception):
 
 
 class Signals:
-    """`with Signals() as signals`: SIGTERM and SIGINT do nothing but set `signals.noted`."""
+    """`with Signals() as signals`: being terminated, interrupted or left by the terminal only sets `signals.noted`.
+
+    A terminal that closes is nothing to a program that nohup started: what is ignored stays so.
+    """
+
+    WANTED = ("SIGTERM", "SIGINT", "SIGHUP")  # the last is not known everywhere
 
     def __init__(self) -> None:
         self.noted: int | None = None
 
     def __enter__(self) -> Signals:
-        self._old = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        known = [getattr(signal, name) for name in self.WANTED if hasattr(signal, name)]
+        heard = [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
+        self._old = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, *_error: object) -> None:

@@ -210,6 +210,10 @@ def test_more_points_than_there_are(name: str) -> None:
     "make, words",
     [
         (lambda: transforms.Rotate("w"), "axis: 'w' is not one of x, y, z"),
+        (lambda: transforms.Scale(2.0, 0.5), "low 2.0, high 0.5"),
+        (lambda: transforms.ScaleTranslate(distance=-0.1), "distance: -0.1; use 0 or more"),
+        (lambda: transforms.Jitter(clip=-1.0), "clip: -1.0; use 0 or more"),
+        (lambda: transforms.Dropout(1.5), "max_ratio: 1.5"),
         (lambda: transforms.Resample(16, pool=8), "pool: 8 points cannot give num_points 16"),
     ],
 )

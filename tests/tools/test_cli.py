@@ -215,10 +215,14 @@ MISTAKES = {
     "vote of a pre-trainer": classifier(
         "task.vote_times", argv=("--scratch_model", "--vote"), change={"task": {"name": "pretrain"}}
     ),
+    "probe without a test set": Mistake("data.test", "test set", argv=("--svm",), change={"data.test": None}),
+    "noise below zero": Mistake("data.augment.0", "sigma", change={"data.augment": [{"name": "jitter", "sigma": -1}]}),
+    "period within the warm-up": Mistake("scheduler", "period", change={"scheduler.period": 1}),
     "device that is none": Mistake("device", "'gpu'", "cuda", change={"device": "gpu"}),
     "device that is a number": Mistake("device", "text", change={"device": 0}),
 }
 if not torch.cuda.is_available():
+    MISTAKES["graph on a CPU"] = Mistake("runner.compile", "CUDA", change={"runner.compile": "graph"})
     MISTAKES["cuda on a CPU machine"] = Mistake("device", "'cuda'", "device=cpu", change={"device": "cuda"})
 
 

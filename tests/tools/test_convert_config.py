@@ -259,7 +259,8 @@ def test_block_masks_whole_sets_and_a_schedule_that_ends_elsewhere(repository):
     config, said = convert(repository(original))
     assert config["model"]["mask"] == {"name": "block", "ratio": 0.6}
     assert config["data"]["train"]["split"] == "whole"
-    assert any("scheduler.kwargs.epochs is 400" in line for line in said["to know"])
+    assert config["scheduler"]["period"] == 400 and config["runner"]["epochs"] == 300
+    assert "scheduler.kwargs.epochs -> scheduler.period: 400" in said["translated"]
 
 
 def change(config: dict, dotted: str, value) -> dict:

@@ -25,6 +25,7 @@ from tests.helpers import (
     start,
     write_config,
 )
+from tools.signals import Signals
 from tools.tasks.pretrain import Pretrain
 
 EVERYTHING = {
@@ -104,7 +105,9 @@ def test_killed_at_any_moment(tmp_path):
     assert_same_run(folder, folder_of(config, "whole"))
 
 
-@pytest.mark.parametrize(("number", "batch"), [(signal.SIGTERM, 13), (signal.SIGINT, 16), (signal.SIGTERM, 32)])
+@pytest.mark.parametrize(
+    ("number", "batch"), [(signal.SIGTERM, 13), (signal.SIGINT, 16), (signal.SIGTERM, 32), (signal.SIGHUP, 13)]
+)
 def test_stopped_in_the_middle_of_an_epoch(number, batch, tmp_path, monkeypatch, capfd):
     """Batch 13 is the first half of a step, 16 the end of an epoch, 32 the end of training."""
     config = write_config(tmp_path, changed(pretrain_config(tmp_path), EVERYTHING))
@@ -136,6 +139,27 @@ def test_stopped_twice_and_killed_while_saving(tmp_path, monkeypatch):
         assert run("pretrain", config, "--deterministic", "--resume") == 128 + signal.SIGTERM
     assert run("pretrain", config, "--deterministic", "--resume") == 0
     assert_same_run(folder, folder_of(config, "whole"))
+
+
+def test_what_nohup_ignores_does_not_stop_a_run():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.noted is None and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert signals.noted == signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_finished_run_without_its_best_weights_still_ends(tmp_path, capfd):
+    config = write_config(tmp_path, finetune_config(tmp_path))
+    assert run("finetune", config, *SCRATCH) == 0
+    (folder_of(config) / "ckpt-best.pth").unlink()
+    assert run("finetune", config, *SCRATCH, "--resume") == 0
+    assert "ckpt-best.pth is gone" in capfd.readouterr().out
+    assert {row["selection"] for row in rows_of(folder_of(config))} == {"last epoch"}
 
 
 def test_more_epochs_can_be_added(tmp_path):

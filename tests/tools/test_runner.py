@@ -178,8 +178,14 @@ def test_divergence_on_the_command_line(tmp_path, capfd):
 
 def test_an_empty_mean_is_no_figure(tmp_path):
     """Every step of the epoch was left out."""
-    runner = fitted(tmp_path, Regress(spoiled=(1, 2, 3, 4)))
-    assert "train/loss" not in metrics_of(runner.experiment.folder)[0] and runner.left_out.number == 4
+    runner = fitted(tmp_path, Regress(spoiled=(1, 2, 3, 4)), epochs=2)
+    first, second = metrics_of(runner.experiment.folder)
+    assert "train/loss" not in first and "train/loss" in second and runner.left_out.number == 4
+
+
+def test_a_run_that_learned_nothing_is_no_result(tmp_path):
+    with pytest.raises(UserError, match=r"none of the 4 steps was finite.*optimizer\.lr"):
+        fitted(tmp_path, Regress(spoiled=(1, 2, 3, 4)))
 
 
 def test_momentum_of_batch_norm_follows_its_schedule(tmp_path):

@@ -38,6 +38,15 @@ def test_where_the_cosine_starts() -> None:
     assert from_start(BASE, 50, EPOCHS) == pytest.approx(BASE / 2)
 
 
+def test_a_period_longer_than_the_run() -> None:
+    """Point-M2AE as published: a cosine of 400 epochs, of which 300 are run, one epoch late."""
+    cosine = Cosine(10, period=400)
+    rates = [cosine(BASE, progress(epoch, 0, 1, point_mae=True), 300) for epoch in (1, 2, 11, 50, 100, 200, 300)]
+    assert rates == pytest.approx([1e-6, 1.009e-4, 9.985e-4, 9.635e-4, 8.565e-4, 5.044e-4, 1.501e-4], rel=1e-3)
+    with pytest.raises(UserError, match="within the warm-up"):
+        Cosine(10, period=10)
+
+
 @pytest.mark.parametrize("shifted", [False, True])
 def test_cosine_falls_after_the_warm_up(shifted: bool) -> None:
     cosine = Cosine(10, shifted=shifted)
