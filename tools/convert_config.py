@@ -1,4 +1,4 @@
-"""Configurations of the Point-MAE family -> ours: python -m tools.convert_config in.yaml [out.yaml]
+"""Configurations of the Point-MAE family, Point-M2AE among it -> ours: python -m tools.convert_config in.yaml [out.yaml]
 
 Reads that project's own YAML (NAME, kwargs, `_base_` below a data set, `others`), writes one complete file, and tells
 where every value went, or why nowhere. Values are taken by dotted key; what is never taken is reported as left out.
@@ -22,10 +22,19 @@ from utils.schema import check_type, hint
 Section = dict[str, Any]
 ENCODER = {"trans_dim": "embed_dim", "depth": "depth", "num_heads": "num_heads", "drop_path_rate": "drop_path_rate"}
 DECODER = {"decoder_depth": "decoder_depth", "decoder_num_heads": "decoder_num_heads"}
+HIERARCHY = {"num_groups": "num_groups", "group_sizes": "group_sizes", "encoder_depths": "depths"}
+HIERARCHY |= {"encoder_dims": "embed_dims", "num_heads": "num_heads", "drop_path_rate": "drop_path_rate"}
+UPWARDS = {"decoder_depths": "decoder_depths", "decoder_dims": "decoder_dims"}
+RADIUS = {"local_radius": "local_radius"}
 MODELS = {  # theirs: task, our model, where the encoder's values stand, their key -> our option
     "Point_MAE": ("pretrain", "PointMAE", "model.transformer_config", ENCODER | DECODER),
     "PointTransformer": ("classify", "PointMAEClassifier", "model", ENCODER | {"cls_dim": "num_classes"}),
+    "Point_M2AE": ("pretrain", "PointM2AE", "model", HIERARCHY | UPWARDS),
+    "Point_M2AE_ModelNet40": ("classify", "PointM2AEClassifier", "model", HIERARCHY | RADIUS),
+    "Point_M2AE_ScanObjectNN": ("classify", "PointM2AEClassifier", "model", HIERARCHY | RADIUS),
 }
+HEADS = {"Point_M2AE_ModelNet40": (40, "sum"), "Point_M2AE_ScanObjectNN": (15, "concat")}  # written into their code
+VARIANTS = {"OBJ-BG": "objbg", "OBJ": "objonly", "PB": "hardest"}  # of ScanObjectNN, where one class reads all
 SCHEDULERS = {  # theirs: ours, their argument -> our option
     "CosLR": ("cosine", {"initial_epochs": "warmup_epochs"}),
     "LambdaLR": ("decay", {"lr_decay": "decay", "decay_step": "decay_epochs", "lowest_decay": "lowest"}),
@@ -57,6 +66,8 @@ REASONS = {  # patterns of keys without a counterpart -> why; the first that fit
     "dataset.val.*": "nothing is evaluated while pre-training, as there; data.test adds probes at the end",
     "dataset.extra_train.*": "nothing reads it while pre-training there",
     "bnmscheduler.*": "the momentum of BatchNorm is constant here",
+    "svm.*": "`--svm` probes the data of data.train and data.test",
+    "model.local_radius": "no radius limits attention while pre-training there",
     "npoints": "pre-training samples as many points as dataset.train.others.npoints says",
     "grad_norm_clip": "pre-training there never clips",
 }
@@ -117,9 +128,10 @@ def convert(path: str | Path, data: str | None = None, faithful: bool = False) -
         runner["select"] = "last"
     else:
         runner["clip_grad"] = source.take("grad_norm_clip", float, "runner.clip_grad", 0.0) / accumulate
+    model = model_section(source, name)
     config: Section = {
-        "task": {"name": "pretrain", "probe": False} if task == "pretrain" else {"name": task},
-        "model": model_section(source, name),
+        "task": task_section(source, task, model),
+        "model": model,
         "data": data_section(source, task, data),
         "optimizer": optimizer_section(source, accumulate),
         "scheduler": scheduler_section(source, runner["epochs"]),
@@ -176,20 +188,45 @@ def flatten(config: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
+def task_section(source: Source, task: str, model: Section) -> Section:
+    if task == "pretrain":
+        return {"name": task, "probe": False}
+    section: Section = {"name": task}
+    smooth, classes = source.take("model.smooth", float, "task.label_smoothing", 0.0), model["num_classes"]
+    if smooth:  # theirs goes to the wrong classes alone, PyTorch's to all
+        section["label_smoothing"] = smooth * classes / (classes - 1)
+    return section
+
+
 def model_section(source: Source, name: str) -> Section:
     _, ours, place, options = MODELS[name]
     section: Section = {"name": ours}
     for key, option in options.items():
         section[option] = source.take(f"{place}.{key}", Any, f"model.{option}")
+    return section | (point_mae if name in ("Point_MAE", "PointTransformer") else point_m2ae)(source, name, section)
+
+
+def point_m2ae(source: Source, name: str, section: Section) -> Section:
+    if name in HEADS:
+        classes, pooling = HEADS[name]
+        return {"num_classes": source.take("model.cls_dim", int, "model.num_classes", classes), "pooling": pooling}
+    up = source.take("model.decoder_up_blocks", list, "model.decoder_up_blocks, as many as their code reads")
+    mask = {"name": "random", "ratio": source.take("model.mask_ratio", float, "model.mask.ratio")}
+    return {"decoder_up_blocks": up[: len(section["num_groups"]) - 2], "mask": mask}
+
+
+def point_mae(source: Source, name: str, section: Section) -> Section:
+    place = MODELS[name][2]
+    own: Section = {}
     for option in ("num_group", "group_size"):
-        section[option] = source.take(f"model.{option}", int, f"model.{option}")
+        own[option] = source.take(f"model.{option}", int, f"model.{option}")
     if source.take(f"{place}.encoder_dims", int, "model.embed_dim") != section["embed_dim"]:
         raise UserError(f"{place}.encoder_dims: differs from trans_dim, which no model of this family allows")
     if name == "Point_MAE":
         kind = "random" if source.take(f"{place}.mask_type", str, "model.mask.name") == "rand" else "block"
-        section["mask"] = {"name": kind, "ratio": source.take(f"{place}.mask_ratio", float, "model.mask.ratio")}
-        section["loss"] = source.take("model.loss", str, "model.loss")
-    return section
+        own["mask"] = {"name": kind, "ratio": source.take(f"{place}.mask_ratio", float, "model.mask.ratio")}
+        own["loss"] = source.take("model.loss", str, "model.loss")
+    return own
 
 
 def data_section(source: Source, task: str, data: str | None) -> Section:
@@ -242,8 +279,11 @@ def few_shot(source: Source, place: str, ours: str, _: str) -> Section:
 
 
 def scanobjectnn(source: Source, place: str, ours: str, name: str) -> Section:
-    """ROOT is main_split or main_split_nobg; with the name of the data set it says which variant."""
+    """ROOT is main_split or main_split_nobg; with the name of the data set, or with SPLIT, it says which variant."""
     folder = Path(source.take(f"{place}.ROOT", str, f"{ours}.root, {ours}.variant"))
+    if f"{place}.SPLIT" in source.left:
+        variant = VARIANTS[source.take_name(f"{place}.SPLIT", f"{ours}.variant", VARIANTS)]
+        return {"name": "scanobjectnn", "root": our_root(folder.parent), "variant": variant}
     bare = folder.name.endswith("_nobg")
     variant = ("hardest_nobg" if bare else "hardest") if name.endswith("hardest") else "objonly" if bare else "objbg"
     return {"name": "scanobjectnn", "root": our_root(folder.parent), "variant": variant}

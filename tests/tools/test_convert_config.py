@@ -93,6 +93,38 @@ def finetune(name: str) -> dict:
     return common(0.0005, epochs, 32) | own
 
 
+HIERARCHY = {
+    "group_sizes": [16, 8, 8],
+    "num_groups": [512, 256, 64],
+    "encoder_depths": [5, 5, 5],
+    "encoder_dims": [96, 192, 384],
+    "local_radius": [0.32, 0.64, 1.28],
+    "drop_path_rate": 0.1,
+    "num_heads": 6,
+}
+
+
+def m2ae_pretrain() -> dict:
+    decoder = {"decoder_depths": [1, 1], "decoder_dims": [384, 192], "decoder_up_blocks": [1, 1]}
+    model = {"NAME": "Point_M2AE", "mask_ratio": 0.8, **HIERARCHY, **decoder}
+    theirs = pretrain() | {"model": model, "svm": {"modelnet40": {"NAME": "ModelNet40SVM", "num_points": 1024}}}
+    theirs["scheduler"]["kwargs"]["epochs"] = 400
+    theirs["dataset"]["train"]["others"]["npoints"] = 2048
+    return theirs
+
+
+def m2ae_finetune(scan: str | None) -> dict:
+    """On ModelNet40, or on a variant of ScanObjectNN, which their one class tells by SPLIT."""
+    theirs = finetune("finetune_scan_objbg" if scan else "finetune_modelnet")
+    name, own = ("Point_M2AE_ScanObjectNN", {}) if scan else ("Point_M2AE_ModelNet40", {"smooth": 0.3})
+    theirs["model"] = {"NAME": name, **HIERARCHY, **own}
+    if scan:
+        theirs["model"]["group_sizes"] = [32, 16, 16]
+        for part in theirs["dataset"].values():
+            part["others"]["SPLIT"] = scan
+    return theirs
+
+
 @pytest.fixture
 def repository(tmp_path: Path):
     """Writes a configuration into a folder laid out as theirs, and returns its path."""
@@ -163,6 +195,38 @@ def test_finetuning_as_published(repository, name):
     assert data["augment"] == [*normalize, sampling, {"name": "scale_translate"}]
     assert data["eval_transform"] == [*normalize, rest]
     assert config["runner"] == {"epochs": epochs, "accumulate": 1, "clip_grad": 10}
+
+
+def test_the_hierarchical_pretraining_as_published(repository):
+    config, said = convert(repository(m2ae_pretrain()))
+    shipped = load_config("cfgs/pretrain/point_m2ae.yaml")[0]
+    assert count(config) == 15_255_856
+    assert config["model"] == dict(shipped.model) | {"decoder_up_blocks": [1]}
+    assert config["scheduler"] == {"name": "cosine", "warmup_epochs": 10, "period": 400}
+    assert config["data"]["augment"][0] == {"name": "random_points", "num_points": 2048}
+    told = "\n".join(said["left out"])
+    assert "model.local_radius" in told and "svm.modelnet40.NAME" in told and "not known" not in told
+
+
+@pytest.mark.parametrize(
+    ("scan", "variant", "parameters"),
+    [
+        (None, "", 12_830_056),
+        ("OBJ-BG", "objbg", 12_921_935),
+        ("OBJ", "objonly", 12_921_935),
+        ("PB", "hardest", 12_921_935),
+    ],
+)
+def test_hierarchical_classifiers_as_published(repository, scan, variant, parameters):
+    config, _ = convert(repository(m2ae_finetune(scan)))
+    name = f"m2ae_scan_{variant}" if scan else "m2ae_modelnet40"
+    shipped = load_config(f"cfgs/finetune/{name}.yaml")[0]
+    classes = 15 if scan else 40
+    assert count(config) == parameters
+    assert config["model"] == {"pooling": "sum", **shipped.model} | {"num_classes": classes}
+    assert config["task"].get("label_smoothing", 0) == pytest.approx(shipped.task.get("label_smoothing", 0), abs=1e-4)
+    if scan:
+        assert config["data"]["train"]["variant"] == config["data"]["test"]["variant"] == variant
 
 
 def test_the_written_file_is_what_was_converted(repository, tmp_path, capsys):
@@ -275,7 +339,7 @@ def change(config: dict, dotted: str, value) -> dict:
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("model.NAME", "Point_M2AE", "model.NAME: 'Point_M2AE' cannot be converted"),
+        ("model.NAME", "Point_M3AE", "model.NAME: 'Point_M3AE' cannot be converted"),
         ("model.NAME", ["Point_MAE"], "model.NAME: expected a text"),
         ("model", 3, "model.NAME: missing"),
         ("dataset", "ShapeNet", "dataset: expected"),
