@@ -1,4 +1,4 @@
-"""Configurations of the Point-MAE family, Point-M2AE among it -> ours: python -m tools.convert_config in.yaml [out.yaml]
+"""Configurations of Point-MAE and Point-M2AE -> ours: python -m tools.convert_config in.yaml [out.yaml]
 
 Reads that project's own YAML (NAME, kwargs, `_base_` below a data set, `others`), writes one complete file, and tells
 where every value went, or why nowhere. Values are taken by dotted key; what is never taken is reported as left out.
