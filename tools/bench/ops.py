@@ -1,5 +1,5 @@
-"""The point operations against plain PyTorch, scipy and, where installed, fpsample, torch-cluster and pytorch3d; the
-goals are ratios.
+"""The point operations against plain PyTorch, scipy and, where installed, fpsample, torch-cluster, torch-points-kernels
+and pytorch3d; the goals are ratios.
 
 Inputs are random clouds in the unit ball, float32. `goal` is the number of the goal, the numbers beside the peers are
 the ratios asked for.
@@ -131,6 +131,15 @@ def cluster_peers(points: Tensor, m: int = 0, query: Tensor | None = None, k: in
     return {"torch-cluster": partial(torch_cluster.knn, flat, query.reshape(-1, 3), k, cloud, asking)}
 
 
+def kernels_peer(function: str, *args: Any) -> dict[str, Call]:
+    """A function of torch-points-kernels, where it is installed."""
+    if not find_spec("torch_points_kernels"):
+        return {}
+    import torch_points_kernels
+
+    return {"points-kernels": partial(getattr(torch_points_kernels, function), *args)}
+
+
 def pytorch3d_peer(function: str, *args: Any, **options: Any) -> dict[str, Call]:
     """A function of pytorch3d, where it is installed."""
     if not find_spec("pytorch3d"):
@@ -154,7 +163,8 @@ def fps_case(batch: int, n: int, m: int, goal: int, wanted: dict[str, float]) ->
         peers["fpsample kdline"] = lambda: [
             fpsample.bucket_fps_kdline_sampling(c, m, h=height, start_idx=0) for c in clouds
         ]
-    peers |= cluster_peers(points, m) | pytorch3d_peer("sample_farthest_points", points, K=m)
+    peers |= cluster_peers(points, m) | kernels_peer("furthest_point_sample", points, m)
+    peers |= pytorch3d_peer("sample_farthest_points", points, K=m)
     return Case(goal, f"FPS {batch} x {n} -> {m}", ours, peers, wanted)
 
 
@@ -170,20 +180,24 @@ def knn_case(batch: int, n: int, m: int, k: int, wanted: dict[str, float]) -> Ca
     points = ball(batch, n)
     args = points[:, :m].contiguous(), points, k
     peers: dict[str, Call] = {"cKDTree": partial(tree_knn, *args), "cdist + topk": partial(cdist_knn, *args)}
-    peers |= cluster_peers(points, query=args[0], k=k) | pytorch3d_peer("knn_points", args[0], points, K=k)
+    peers |= cluster_peers(points, query=args[0], k=k) | kernels_peer("knn", points, args[0], k)
+    peers |= pytorch3d_peer("knn_points", args[0], points, K=k)
     return Case(3, f"kNN {batch} x {m} of {n}, k {k}", partial(ops.knn, *args), peers, wanted)
 
 
 def neighbour_cases() -> Iterator[Case]:
-    yield knn_case(32, 1024, 64, 32, {"cKDTree": 12, "cdist + topk": 18, "torch-cluster": 12})
-    yield knn_case(32, 2048, 2048, 16, {"cKDTree": 4})
-    yield knn_case(1, 8192, 8192, 16, {"cKDTree": 4})
+    wanted: dict[str, float] = {"cKDTree": 12, "cdist + topk": 18, "torch-cluster": 12, "points-kernels": 6}
+    yield knn_case(32, 1024, 64, 32, wanted)
+    yield knn_case(32, 2048, 2048, 16, {"cKDTree": 4, "points-kernels": 2.5})
+    yield knn_case(1, 8192, 8192, 16, {"cKDTree": 4, "points-kernels": 2.5})
     points = ball(32, 2048)
     query = points[:, :512].contiguous()
     found = partial(ops.ball_query, query, points, 0.2, 32)
     peers: dict[str, Call] = {"cKDTree": partial(tree_ball, query, points, 0.2), "plain torch": reference(found)}
+    peers |= kernels_peer("ball_query", 0.2, 32, points, query)
     peers |= pytorch3d_peer("ball_query", query, points, K=32, radius=0.2)
-    yield Case(4, "ball query 32 x 512 of 2048, r 0.2, k 32", found, peers, {"pytorch3d": 5})
+    wanted = {"points-kernels": 3, "pytorch3d": 5}
+    yield Case(4, "ball query 32 x 512 of 2048, r 0.2, k 32", found, peers, wanted)
     small = ball(32, 1024)
     fused = partial(ops.group, small, 64, 32)
     peers = {"own separate ops": gathered_group(small, 64, 32), "plain torch": reference(fused)}
@@ -206,10 +220,11 @@ def chamfer_cases() -> Iterator[Case]:
 
 
 def interpolation_cases() -> Iterator[Case]:
-    for n, m in ((512, 64), (2048, 128), (2048, 512)):
+    for n, m, faster in ((512, 64, 7), (2048, 128, 2.5), (2048, 512, 1.5)):
         pair = ball(32, n), ball(32, m, seed=1)
         peers: dict[str, Call] = {"cKDTree": partial(tree_knn, *pair, 3), "cdist + topk": partial(cdist_knn, *pair, 3)}
-        yield Case(7, f"three_nn 32 x {n} of {m}", partial(ops.three_nn, *pair), peers)
+        peers |= kernels_peer("three_nn", *pair)
+        yield Case(7, f"three_nn 32 x {n} of {m}", partial(ops.three_nn, *pair), peers, {"points-kernels": faster})
         distances, indices = ops.three_nn(*pair)
         weights = ops.three_nn_weights(distances, "inverse_distance")
         ours = partial(ops.three_interpolate, torch.randn(32, m, 384), indices, weights)
