@@ -75,7 +75,7 @@ class Translate:
     """Shift by up to `distance` along each axis."""
 
     def __init__(self, distance: float = 0.2):
-        self.distance = at_least_zero(distance, "distance")
+        self.distance = _at_least_zero(distance, "distance")
 
     def __call__(self, batch: Batch, rng: BatchRandom) -> Batch:
         shift = rng.uniform(len(batch["points"]), 1, 3, low=-self.distance, high=self.distance)
@@ -135,7 +135,7 @@ class Jitter:
     """Add Gaussian noise, clipped."""
 
     def __init__(self, sigma: float = 0.01, clip: float = 0.05):
-        self.sigma, self.clip = at_least_zero(sigma, "sigma"), at_least_zero(clip, "clip")
+        self.sigma, self.clip = _at_least_zero(sigma, "sigma"), _at_least_zero(clip, "clip")
 
     def __call__(self, batch: Batch, rng: BatchRandom) -> Batch:
         points = batch["points"]
@@ -240,7 +240,7 @@ def apply_all(transforms: Sequence, batch: Batch, rng: BatchRandom) -> Batch:
     return batch
 
 
-def at_least_zero(value: float, name: str) -> float:
+def _at_least_zero(value: float, name: str) -> float:
     if not value >= 0:
         raise UserError(f"{name}: {value}; use 0 or more")
     return value

@@ -14,19 +14,18 @@ class Stopped(Exception):
 
 
 class Signals:
-    """`with Signals() as signals`: being terminated, interrupted or left by the terminal only sets `signals.noted`.
+    """`with Signals() as signals`: SIGTERM, SIGINT and SIGHUP, a closed terminal, do nothing but set `signals.noted`.
 
-    A terminal that closes is nothing to a program that nohup started: what is ignored stays so.
+    What nohup started ignores SIGHUP, and goes on ignoring it.
     """
-
-    WANTED = ("SIGTERM", "SIGINT", "SIGHUP")  # the last is not known everywhere
 
     def __init__(self) -> None:
         self.noted: int | None = None
 
     def __enter__(self) -> Signals:
-        known = [getattr(signal, name) for name in self.WANTED if hasattr(signal, name)]
-        heard = [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
+        heard = [signal.SIGTERM, signal.SIGINT]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # Windows has none
+            heard.append(signal.SIGHUP)
         self._old = {number: signal.signal(number, self._note) for number in heard}
         return self
 

@@ -61,9 +61,9 @@ def measured(name: str, configs: tuple[str, str, str | None], rounds: int) -> st
     return f"| {name} | {' | '.join([seconds(times['alone']), *ratios])} | {100 * sampler:.2f} % |"
 
 
-def training_step(config: str, points: Tensor, **options: bool) -> Callable[[], object]:
+def training_step(config: str, points: Tensor, **changes: bool) -> Callable[[], object]:
     """Everything that the runner does with a batch but for its figures."""
-    model, rng = build(config, **options), BatchRandom(0)
+    model, rng = build(config, **changes), BatchRandom(0)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 
     def step() -> None:
