@@ -16,64 +16,19 @@ constexpr int32_t NO_INDEX = std::numeric_limits<int32_t>::max();
 
 INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// Large scratch memory stays with its thread for the next call: fetching new pages costs more than many a kernel.
-class Kept {
- public:
-  static constexpr size_t SMALLEST = 1 << 16, BLOCKS = 16, MOST = 1 << 26;  // bytes of a block, blocks, bytes in all
-
-  ~Kept() {
-    for (int i = 0; i < count_; i++) std::free(blocks_[i].data);
-  }
-  // The smallest block that is large enough and not twice too large, or null; `bytes` becomes its size.
-  void* take(size_t& bytes) {
-    int best = -1;
-    for (int i = 0; i < count_; i++) {
-      const size_t size = blocks_[i].bytes;
-      if (size >= bytes && size <= 2 * bytes && (best < 0 || size < blocks_[best].bytes)) best = i;
-    }
-    if (best < 0) return nullptr;
-    const Block found = blocks_[best];
-    blocks_[best] = blocks_[--count_];
-    total_ -= bytes = found.bytes;
-    return found.data;
-  }
-  // False if there is no room: the caller frees it.
-  bool keep(void* data, size_t bytes) {
-    if (bytes < SMALLEST || count_ == BLOCKS || total_ + bytes > MOST) return false;
-    blocks_[count_++] = {data, bytes};
-    total_ += bytes;
-    return true;
-  }
-
- private:
-  struct Block {
-    void* data;
-    size_t bytes;
-  };
-  Block blocks_[BLOCKS];
-  int count_ = 0;
-  size_t total_ = 0;
-};
-inline thread_local Kept kept;
-
 // An aligned array without initial values, with room for a vector behind its end.
 template <class T>
 class Array {
  public:
-  explicit Array(int64_t n) : bytes_(round_up((n + LANES) * sizeof(T), 64)) {
-    void* data = bytes_ < Kept::SMALLEST ? nullptr : kept.take(bytes_);
-    data_ = static_cast<T*>(data ? data : std::aligned_alloc(64, bytes_));
+  explicit Array(int64_t n) : data_(static_cast<T*>(std::aligned_alloc(64, round_up((n + LANES) * sizeof(T), 64)))) {
     if (!data_) throw std::bad_alloc();
   }
-  ~Array() {
-    if (!kept.keep(data_, bytes_)) std::free(data_);
-  }
+  ~Array() { std::free(data_); }
   Array(const Array&) = delete;
   Array& operator=(const Array&) = delete;
   operator T*() const { return data_; }
 
  private:
-  size_t bytes_;
   T* data_;
 };
 
