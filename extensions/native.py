@@ -21,6 +21,7 @@ SIGNATURES = {
     "three_interpolate": "pppiiiiipi",
     "three_interpolate_backward": "ppppiiiiippi",
     "chamfer": "ppiiippppi",
+    "chamfer_means": "ppiiiippi",
     "chamfer_backward": "ppppppiiippi",
     "approx_match_cost": "ppiiiipppi",
     "auction": "ppiiidpi",
@@ -150,6 +151,14 @@ class Kernels(Functions):
         idx1, idx2 = torch.empty_like(dist1, dtype=torch.int64), torch.empty_like(dist2, dtype=torch.int64)
         self.call("chamfer", x, y, batch, n, m, dist1, dist2, idx1, idx2)
         return dist1, dist2, idx1, idx2
+
+    def chamfer_means(self, x: Tensor, y: Tensor, root: bool) -> Any:
+        if x.dtype != torch.float32:
+            return NotImplemented
+        (batch, n, _), m = x.shape, y.shape[1]
+        means = x.new_empty(batch), x.new_empty(batch)
+        self.call("chamfer_means", x, y, batch, n, m, root, *means)
+        return means
 
     def chamfer_backward(self, *inputs: Tensor) -> Any:
         x, y = inputs[2:4]

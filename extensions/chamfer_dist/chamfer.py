@@ -65,6 +65,10 @@ def chamfer_distance(
         if value not in get_args(allowed):
             raise UserError(f"chamfer_distance: {name} must be one of {get_args(allowed)}, got {value!r}")
 
+    if not (ignore_zeros or reduction == "none" or (torch.is_grad_enabled() and (x.requires_grad or y.requires_grad))):
+        mean1, mean2 = operators.chamfer_means(x, y, norm == "l1")  # without indices, twice as fast
+        return _reduced(mean1, mean2, reduction, norm)
+
     keep_x, keep_y = (_kept(x, ignore_zeros), _kept(y, ignore_zeros)) if ignore_zeros else (None, None)
     if keep_x is None or keep_y is None:
         dist1, dist2, _, _ = operators.chamfer(x, y)
@@ -80,7 +84,11 @@ def chamfer_distance(
     if reduction == "none":
         return dist1, dist2
 
-    mean1, mean2 = _cloud_mean(dist1, keep_x), _cloud_mean(dist2, keep_y)  # (B,)
+    return _reduced(_cloud_mean(dist1, keep_x), _cloud_mean(dist2, keep_y), reduction, norm)
+
+
+def _reduced(mean1: Tensor, mean2: Tensor, reduction: Reduction, norm: Norm) -> Tensor | tuple[Tensor, Tensor]:
+    """What a reduction makes of the means (B,) of the two directions."""
     if reduction == "split":
         return mean1.mean(), mean2.mean()
     patch = mean1 + mean2 if norm == "l2" else (mean1 + mean2) / 2

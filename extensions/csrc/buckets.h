@@ -61,8 +61,8 @@ struct Buckets {
     return (v | (v << 2)) & 0x09249249;
   }
 
-  // How far along the Hilbert curve a cell lies, in 30 bits (J. Skilling 2004). Neighbours on it are neighbours in space,
-  // which those on a Morton curve need not be: boxes are smaller.
+  // How far along the Hilbert curve a cell lies, in 30 bits (J. Skilling 2004). Neighbours on it are neighbours in
+  // space, which those on a Morton curve need not be: boxes are smaller.
   INLINE Int along_the_curve(Int (&cell)[3]) {
     for (int32_t bit = 512; bit > 1; bit >>= 1)
       for (int axis = 0; axis < 3; axis++) {

@@ -5,53 +5,108 @@
 namespace {
 
 constexpr int64_t BUCKETS_FROM_POINTS = 512;
+constexpr int PAIRS_AHEAD = 4;  // patches whose memory is asked for in advance
 constexpr int LEAF = std::max(LANES, 8);  // small: two leaves are compared point by point
 
+// Indices from number i on, or none where none are asked for.
+INLINE int64_t* from(int64_t* indices, int64_t i) { return indices ? indices + i : nullptr; }
+
+// Whole numbers sort as distances do, which are not negative; at twice the rate, but for AVX-512.
+using Sortable = std::conditional_t<LANES == 16, Float, Int>;
+
+// The nearest that each lane has seen, and its index if that is asked for.
+template <bool INDEX>
+struct Nearest {
+  Sortable distance = (Sortable)all(INF);
+  Int index{};
+
+  METHOD void see(Sortable d, Int candidate) {  // candidates in rising order
+    if (INDEX) index = d < distance ? candidate : index;
+    distance = smaller(d, distance);
+  }
+  METHOD void write(int64_t count, float* distances, int64_t* indices) const {
+    if (INDEX)
+      ::write((Float)distance, index, count, distances, indices);
+    else
+      std::memcpy(distances, &distance, std::min<int64_t>(count, LANES) * sizeof(float));
+  }
+};
+
 // For WIDTH vectors of queries from position i: the nearest of m points, one point after the other.
-template <int WIDTH>
+template <int WIDTH, bool INDEX>
 INLINE void nearest_block(const Planes& q, int64_t i, const Planes& p, float* distances, int64_t* indices) {
-  Float best[WIDTH];
-  Int index[WIDTH];
-  for (int v = 0; v < WIDTH; v++) best[v] = all(INF), index[v] = Int{};
+  Nearest<INDEX> nearest[WIDTH];
   for (int64_t j = 0; j < p.n; j++) {
     const Point point(p.x[j], p.y[j], p.z[j]);
 #pragma GCC unroll 4
     for (int v = 0; v < WIDTH; v++) {
       const int64_t at = i + v * LANES;
-      const Float d = squared_distance(q.x + at, q.y + at, q.z + at, point);
-      index[v] = d < best[v] ? all(int32_t(j)) : index[v];
-      best[v] = smaller(d, best[v]);
+      nearest[v].see((Sortable)squared_distance(q.x + at, q.y + at, q.z + at, point), all(int32_t(j)));
     }
   }
   for (int64_t v = 0, at = i; v < WIDTH && at < q.n; v++, at += LANES)
-    write(best[v], index[v], q.n - at, distances + at, indices + at);
+    nearest[v].write(q.n - at, distances + at, from(indices, at));
 }
 
-// Both ways at once where x is WIDTH vectors long: every distance is computed once, and stays in registers. Distances are
-// compared as whole numbers, which sort alike where nothing is negative, and at twice the rate.
-template <int WIDTH>
-void nearest_patch(const Planes& x, const Planes& y, float* dist1, float* dist2, int64_t* idx1, int64_t* idx2) {
-  Int best[WIDTH], index[WIDTH], number{};
-  for (int v = 0; v < WIDTH; v++) best[v] = (Int)all(INF), index[v] = Int{};
-  for (int64_t j = 0; j < y.n; j++, number += 1) {
-    const Point point(y.x[j], y.y[j], y.z[j]);
-    Int d[WIDTH], least = (Int)all(INF);
-#pragma GCC unroll 4
-    for (int v = 0; v < WIDTH; v++) {
-      d[v] = (Int)squared_distance(x.x + v * LANES, x.y + v * LANES, x.z + v * LANES, point);
-      index[v] = d[v] < best[v] ? number : index[v];
-      best[v] = smaller(d[v], best[v]);
-      least = smaller(d[v], least);
+// Both ways at once where x is WIDTH vectors long: every distance is computed once. Lanes are points of x; the minima
+// over them are found for LANES points of y together.
+template <int WIDTH, bool INDEX>
+class Patch {
+ public:
+  explicit Patch(const Planes& x) : x_(x) {}  // padded with infinity
+
+  METHOD void run(const float* y, int64_t m, float* dist1, float* dist2, int64_t* idx1, int64_t* idx2) {
+    int64_t j = 0;
+    for (; j + LANES <= m; j += LANES) block(y + 3 * j, dist2 + j, from(idx2, j));
+    if (j < m) {
+      float points[3 * LANES], distances[LANES];
+      int64_t indices[LANES];
+      for (int i = 0; i < 3 * LANES; i++) points[i] = y[std::min(3 * j + i, 3 * (m - 1) + i % 3)];  // the last again
+      block(points, distances, indices);
+      std::copy_n(distances, m - j, dist2 + j);
+      if (INDEX) std::copy_n(indices, m - j, idx2 + j);
     }
-    const int32_t smallest = smallest_lane(least);
-    std::memcpy(dist2 + j, &smallest, sizeof(float));
-    uint64_t nearest = 0;  // a bit for each point of x at that distance: the first is the partner
-#pragma GCC unroll 4
-    for (int v = 0; v < WIDTH; v++) nearest |= uint64_t(bits(d[v] == all(smallest))) << (v * LANES);
-    idx2[j] = __builtin_ctzll(nearest);
+    for (int v = 0, i = 0; v < WIDTH; v++, i += LANES) best_[v].write(x_.n - i, dist1 + i, from(idx1, i));
   }
-  for (int v = 0, at = 0; v < WIDTH; v++, at += LANES) write((Float)best[v], index[v], x.n - at, dist1 + at, idx1 + at);
-}
+
+ private:
+  METHOD void block(const float* y, float* distances, int64_t* indices) {
+    store(distances, (Float)smallest<0, LANES>(y));
+    if (!INDEX) return;
+#pragma GCC unroll 16
+    for (int j = 0; j < LANES; j++) {
+      uint64_t partners = 0;  // a bit for each point of x at that distance: the first is the partner
+      for (int v = 0; v < WIDTH; v++)
+        partners |= uint64_t(equal(distance_[j][v], (Sortable)all(distances[j]))) << (v * LANES);
+      indices[j] = __builtin_ctzll(partners);
+    }
+  }
+
+  // For COUNT points of y from that at ROW: lane i holds the smallest distance from point ROW + i % COUNT to some x.
+  template <int ROW, int COUNT>
+  METHOD Sortable smallest(const float* y) {
+    if constexpr (COUNT > 1) {
+      const Sortable low = smallest<ROW, COUNT / 2>(y), high = smallest<ROW + COUNT / 2, COUNT / 2>(y);
+      return smaller_of_pairs<COUNT / 2>(low, high);
+    } else {
+      const Point point(y + 3 * ROW);
+      Sortable least;
+      for (int v = 0; v < WIDTH; v++) {
+        const Sortable d = (Sortable)squared_distance(x_.x + v * LANES, x_.y + v * LANES, x_.z + v * LANES, point);
+        best_[v].see(d, number_);
+        least = v ? smaller(d, least) : d;
+        if (INDEX) distance_[ROW][v] = d;
+      }
+      number_ += 1;
+      return least;
+    }
+  }
+
+  const Planes& x_;
+  Nearest<INDEX> best_[WIDTH];
+  Int number_{};
+  Sortable distance_[INDEX ? LANES : 1][WIDTH];
+};
 
 // As the reference has it where coordinates are not finite: a NaN is the nearest of all.
 void nearest_broken(const Planes& q, const Planes& p, float* distances, int64_t* indices) {
@@ -64,14 +119,17 @@ void nearest_broken(const Planes& q, const Planes& p, float* distances, int64_t*
       const float d = squared_distance(query, point);
       if (d < best || d != d) best = d, index = j;
     }
-    distances[i] = best, indices[i] = index;
+    distances[i] = best;
+    if (indices) indices[i] = index;
   }
 }
 
 // The same for two clouds in buckets.
+template <bool INDEX>
 class LeafSearch {
  public:
-  LeafSearch(const Buckets<LEAF>& queries, const Buckets<LEAF>& points) : q_(queries), p_(points), gap_(points.padded) {}
+  LeafSearch(const Buckets<LEAF>& queries, const Buckets<LEAF>& points)
+      : q_(queries), p_(points), gap_(points.padded) {}
 
   void run(float* distances, int64_t* indices) {
     for (int64_t leaf = 0; leaf < q_.leaves; leaf++) {
@@ -85,7 +143,7 @@ class LeafSearch {
         for (int lane = 0; lane < LANES && first + v * LANES + lane < q_.points.n; lane++) {
           const int32_t i = q_.original[first + v * LANES + lane];
           distances[i] = best_[v][lane];
-          indices[i] = index_[v][lane];
+          if (INDEX) indices[i] = index_[v][lane];
         }
     }
   }
@@ -138,7 +196,7 @@ class LeafSearch {
       for (int v = 0; v < WIDTH; v++) {
         const Float d = squared_distance(x + v * LANES, y + v * LANES, z + v * LANES, point);
         const Int nearer = d < best[v], lower = (d == best[v]) & (candidate < index[v]);
-        index[v] = (nearer | lower) ? candidate : index[v];
+        if (INDEX) index[v] = (nearer | lower) ? candidate : index[v];
         best[v] = smaller(d, best[v]);
       }
     }
@@ -151,36 +209,67 @@ class LeafSearch {
   Int index_[WIDTH];
 };
 
+template <bool INDEX>
 void nearest(const Planes& q, const Planes& p, float* distances, int64_t* indices) {
   int64_t i = 0;
-  for (; i + 4 * LANES <= q.padded; i += 4 * LANES) nearest_block<4>(q, i, p, distances, indices);
-  for (; i + 2 * LANES <= q.padded; i += 2 * LANES) nearest_block<2>(q, i, p, distances, indices);
-  for (; i < q.padded; i += LANES) nearest_block<1>(q, i, p, distances, indices);
+  for (; i + 4 * LANES <= q.padded; i += 4 * LANES) nearest_block<4, INDEX>(q, i, p, distances, indices);
+  for (; i + 2 * LANES <= q.padded; i += 2 * LANES) nearest_block<2, INDEX>(q, i, p, distances, indices);
+  for (; i < q.padded; i += LANES) nearest_block<1, INDEX>(q, i, p, distances, indices);
 }
 
-// Both ways between two clouds.
-void nearest_both(const Planes& x, const Planes& y, bool finite, float* dist1, float* dist2, int64_t* idx1,
-                  int64_t* idx2) {
-  if (!finite) {
-    nearest_broken(x, y, dist1, idx1);
-    nearest_broken(y, x, dist2, idx2);
-  } else if (x.n > 0 && x.padded <= 4 * LANES) {
-    switch (x.padded / LANES) {
-      case 1: return nearest_patch<1>(x, y, dist1, dist2, idx1, idx2);
-      case 2: return nearest_patch<2>(x, y, dist1, dist2, idx1, idx2);
-      case 3: return nearest_patch<3>(x, y, dist1, dist2, idx1, idx2);
-      case 4: return nearest_patch<4>(x, y, dist1, dist2, idx1, idx2);
+// Both ways between clouds, pair by pair; memory for one pair.
+template <bool INDEX>
+class Pairs {
+ public:
+  Pairs(int64_t n, int64_t m) : x_(n), y_(m) {}
+
+  void run(const float* x, const float* y, float* dist1, float* dist2, int64_t* idx1, int64_t* idx2) {
+    const int64_t vectors = x_.padded / LANES;
+    const bool finite = all_within(x, 3 * x_.n) && all_within(y, 3 * y_.n);
+    if (finite && vectors > 0 && vectors <= 4) {
+      prefetch(x + PAIRS_AHEAD * 3 * x_.n, 3 * x_.n);
+      prefetch(y + PAIRS_AHEAD * 3 * y_.n, 3 * y_.n);
+      x_.fill(x, INF);
+      switch (vectors) {
+        case 1: return Patch<1, INDEX>(x_).run(y, y_.n, dist1, dist2, idx1, idx2);
+        case 2: return Patch<2, INDEX>(x_).run(y, y_.n, dist1, dist2, idx1, idx2);
+        case 3: return Patch<3, INDEX>(x_).run(y, y_.n, dist1, dist2, idx1, idx2);
+        case 4: return Patch<4, INDEX>(x_).run(y, y_.n, dist1, dist2, idx1, idx2);
+      }
     }
-  } else if (std::min(x.n, y.n) < BUCKETS_FROM_POINTS) {
-    nearest(x, y, dist1, idx1);
-    nearest(y, x, dist2, idx2);
-  } else {
-    Buckets<LEAF> one(x.n), two(y.n);
-    one.fill(x);
-    two.fill(y);
-    LeafSearch(one, two).run(dist1, idx1);
-    LeafSearch(two, one).run(dist2, idx2);
+    x_.fill(x);
+    y_.fill(y);
+    if (!finite) {
+      nearest_broken(x_, y_, dist1, idx1);
+      nearest_broken(y_, x_, dist2, idx2);
+    } else if (std::min(x_.n, y_.n) < BUCKETS_FROM_POINTS) {
+      nearest<INDEX>(x_, y_, dist1, idx1);
+      nearest<INDEX>(y_, x_, dist2, idx2);
+    } else {
+      Buckets<LEAF> one(x_.n), two(y_.n);
+      one.fill(x_);
+      two.fill(y_);
+      LeafSearch<INDEX>(one, two).run(dist1, idx1);
+      LeafSearch<INDEX>(two, one).run(dist2, idx2);
+    }
   }
+
+ private:
+  Planes x_, y_;
+};
+
+// Mean of n values or of their roots; a vector behind them is overwritten.
+float mean(float* values, int64_t n, bool root) {
+  constexpr int64_t BLOCK = 64 * LANES;  // so many are added up in single precision
+  store(values + n, Float{});
+  double total = 0;
+  for (int64_t first = 0; first < n; first += BLOCK) {
+    Float part{};
+    for (int64_t i = first; i < std::min(n, first + BLOCK); i += LANES)
+      part += root ? square_root(load(values + i)) : load(values + i);
+    total += sum(part);
+  }
+  return float(total / double(n));
 }
 
 // A point and a lane that is not used.
@@ -212,15 +301,27 @@ bool all_below(const int64_t* index, int64_t n, int64_t limit) {
 
 // x (B, n, 3), y (B, m, 3) -> squared distances and indices of the nearest, (B, n) and (B, m)
 extern "C" int64_t pointsmith_chamfer(const float* x, const float* y, int64_t batch, int64_t n, int64_t m, float* dist1,
-                                   float* dist2, int64_t* idx1, int64_t* idx2, int64_t threads) {
+                                      float* dist2, int64_t* idx1, int64_t* idx2, int64_t threads) {
   parallel(batch, threads, [&](int64_t begin, int64_t end) {
-    Planes one(n), two(m);
+    Pairs<true> pairs(n, m);
     for (int64_t b = begin; b < end; b++) {
-      const float *cloud1 = x + b * n * 3, *cloud2 = y + b * m * 3;
-      const bool finite = all_within(cloud1, n * 3) && all_within(cloud2, m * 3);
-      one.fill(cloud1);
-      two.fill(cloud2);
-      nearest_both(one, two, finite, dist1 + b * n, dist2 + b * m, idx1 + b * n, idx2 + b * m);
+      const int64_t i = b * n, j = b * m;
+      pairs.run(x + 3 * i, y + 3 * j, dist1 + i, dist2 + j, idx1 + i, idx2 + j);
+    }
+  });
+  return 0;
+}
+
+// The means of those distances, or of their roots, for every pair: (B,) and (B,)
+extern "C" int64_t pointsmith_chamfer_means(const float* x, const float* y, int64_t batch, int64_t n, int64_t m,
+                                            int64_t root, float* mean1, float* mean2, int64_t threads) {
+  parallel(batch, threads, [&](int64_t begin, int64_t end) {
+    Pairs<false> pairs(n, m);
+    Array<float> dist1(n), dist2(m);
+    for (int64_t b = begin; b < end; b++) {
+      pairs.run(x + 3 * b * n, y + 3 * b * m, dist1, dist2, nullptr, nullptr);
+      mean1[b] = mean(dist1, n, root);
+      mean2[b] = mean(dist2, m, root);
     }
   });
   return 0;

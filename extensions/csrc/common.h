@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <limits>
 #include <new>
+#include <type_traits>
 
 #include "simd.h"
 
@@ -15,6 +16,11 @@ constexpr float NONE = std::numeric_limits<float>::quiet_NaN();  // padding: not
 constexpr int32_t NO_INDEX = std::numeric_limits<int32_t>::max();
 
 INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// Ask for values that are needed soon; a place that is none does no harm.
+INLINE void prefetch(const float* values, int64_t n) {
+  for (int64_t i = 0; i < n; i += 16) __builtin_prefetch(values + i);
+}
 
 // An aligned array without initial values, with room for a vector behind its end.
 template <class T>
@@ -43,7 +49,7 @@ void parallel(int64_t count, int64_t threads, Work work) {
   for (int64_t p = 0; p < parts; p++) work(p * part, std::min(count, (p + 1) * part));
 }
 
-// A cloud (n, 3) as planes x, y, z, filled up with NONE to whole blocks.
+// A cloud (n, 3) as planes x, y, z, filled up to whole blocks.
 struct Planes {
   const int64_t n, padded;
   Array<float> memory;
@@ -52,10 +58,17 @@ struct Planes {
   explicit Planes(int64_t n, int64_t block = LANES)
       : n(n), padded(round_up(n, block)), memory(3 * padded), x(memory), y(x + padded), z(y + padded) {}
 
-  void fill(const float* cloud) {
-    float *__restrict px = x, *__restrict py = y, *__restrict pz = z;
-    for (int64_t i = 0; i < n; i++) px[i] = cloud[3 * i], py[i] = cloud[3 * i + 1], pz[i] = cloud[3 * i + 2];
-    for (int64_t i = n; i < padded; i++) x[i] = y[i] = z[i] = NONE;
+  void fill(const float* cloud, float padding = NONE) {
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+      const float* p = cloud + 3 * i;
+      const Float low = load(p), middle = load(p + LANES), high = load(p + 2 * LANES);
+      store(x + i, coordinates<0>(low, middle, high));
+      store(y + i, coordinates<1>(low, middle, high));
+      store(z + i, coordinates<2>(low, middle, high));
+    }
+    for (; i < n; i++) x[i] = cloud[3 * i], y[i] = cloud[3 * i + 1], z[i] = cloud[3 * i + 2];
+    for (; i < padded; i++) x[i] = y[i] = z[i] = padding;
   }
 };
 

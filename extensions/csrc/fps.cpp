@@ -21,8 +21,9 @@ void prepare(const float* cloud, Planes& p, bool skip_near_origin, float* closes
   }
 }
 
-// The bits of floats that are not negative sort like the floats, a NaN behind all, and compare on more units than floats;
-// -1 comes before all. First the highest block of every lane, then the point in it: an index a block, not a vector.
+// The bits of floats that are not negative sort like the floats, a NaN behind all, and compare on more units than
+// floats; -1 comes before all. First the highest block of every lane, then the point in it: an index a block, not one a
+// vector.
 INLINE int32_t step(const Planes& p, float* closest, const Point center) {
   const float *x = p.x, *y = p.y, *z = p.z;
   const int64_t padded = p.padded;

@@ -91,8 +91,8 @@ INLINE int64_t keep(Float distance, Int index, Float limit, float* found, int32_
   return count + __builtin_popcount(which);
 }
 
-// Drop survivors that cannot be among the k nearest, by a few steps of regula falsi on the number within a limit; returns
-// the new limit. At least k survive.
+// Drop survivors that cannot be among the k nearest, by a few steps of regula falsi on the number within a limit;
+// returns the new limit. At least k survive.
 float tighten(float* found, int32_t* indices, int64_t& count, int64_t k, float limit) {
   store(found + count, all(NONE));
   if (limit == INF) {
@@ -276,8 +276,8 @@ void Neighbours::sort_all(const float* query, float* distances, int64_t* indices
 }
 
 // query (B, m, 3), points (B, n, 3) -> distances and indices (B, m, k)
-extern "C" int64_t pointsmith_knn(const float* query, const float* points, int64_t batch, int64_t m, int64_t n, int64_t k,
-                               float* distances, int64_t* indices, int64_t threads) {
+extern "C" int64_t pointsmith_knn(const float* query, const float* points, int64_t batch, int64_t m, int64_t n,
+                                  int64_t k, float* distances, int64_t* indices, int64_t threads) {
   const bool split_queries = batch < threads;
   parallel(batch, split_queries ? 1 : threads, [&](int64_t begin, int64_t end) {
     Planes planes(n, GROUPS * LANES);

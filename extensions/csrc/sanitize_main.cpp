@@ -1,5 +1,5 @@
-// Calls every kernel on random and edge inputs; built by scripts/sanitize.sh with the sanitizers of the compiler, and no
-// part of the library.
+// Calls every kernel on random and edge inputs; built by scripts/sanitize.sh with the sanitizers of the compiler, and
+// no part of the library.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -21,10 +21,12 @@ int64_t pointsmith_group(const float*, int64_t, int64_t, int64_t, int64_t, int64
 int64_t pointsmith_three_nn(const float*, const float*, int64_t, int64_t, int64_t, float*, int64_t*, int64_t);
 int64_t pointsmith_three_interpolate(const float*, const int64_t*, const float*, int64_t, int64_t, int64_t, int64_t,
                                      int64_t, float*, int64_t);
-int64_t pointsmith_three_interpolate_backward(const float*, const float*, const int64_t*, const float*, int64_t, int64_t,
-                                              int64_t, int64_t, int64_t, float*, float*, int64_t);
+int64_t pointsmith_three_interpolate_backward(const float*, const float*, const int64_t*, const float*, int64_t,
+                                              int64_t, int64_t, int64_t, int64_t, float*, float*, int64_t);
 int64_t pointsmith_chamfer(const float*, const float*, int64_t, int64_t, int64_t, float*, float*, int64_t*, int64_t*,
                            int64_t);
+int64_t pointsmith_chamfer_means(const float*, const float*, int64_t, int64_t, int64_t, int64_t, float*, float*,
+                                 int64_t);
 int64_t pointsmith_chamfer_backward(const float*, const float*, const float*, const float*, const int64_t*,
                                     const int64_t*, int64_t, int64_t, int64_t, float*, float*, int64_t);
 int64_t pointsmith_approx_match_cost(const float*, const float*, int64_t, int64_t, int64_t, int64_t, float*, float*,
@@ -35,7 +37,8 @@ int64_t pointsmith_sort_order(const float*, int64_t, int64_t, int64_t*, int64_t)
 int64_t pointsmith_window_scores(const float*, const float*, int64_t, int64_t, int64_t, int64_t, float*, int64_t);
 int64_t pointsmith_window_mix(const float*, const float*, int64_t, int64_t, int64_t, int64_t, float*, int64_t);
 int64_t pointsmith_window_spread(const float*, const float*, int64_t, int64_t, int64_t, int64_t, float*, int64_t);
-int64_t pointsmith_norm_statistics(const void*, const void*, int64_t, int64_t, int64_t, int64_t, float*, float*, int64_t);
+int64_t pointsmith_norm_statistics(const void*, const void*, int64_t, int64_t, int64_t, int64_t, float*, float*,
+                                   int64_t);
 int64_t pointsmith_norm_relu(const void*, const void*, int64_t, int64_t, int64_t, int64_t, const float*, const float*,
                              const float*, const float*, void*, int64_t);
 int64_t pointsmith_norm_relu_backward(const void*, const void*, const void*, int64_t, int64_t, int64_t, int64_t,
@@ -77,8 +80,10 @@ static void run(int64_t batch, int64_t n, int64_t m, int64_t k, int kind, int64_
   Indices members(batch * k * k);
   pointsmith_group(x.data(), batch, n, k, k, 1, neighborhood.data(), center.data(), members.data(), threads);
   pointsmith_chamfer(x.data(), y.data(), batch, n, m, d1.data(), d2.data(), idx1.data(), idx2.data(), threads);
-  pointsmith_chamfer_backward(d1.data(), d2.data(), x.data(), y.data(), idx1.data(), idx2.data(), batch, n, m, gx.data(),
-                              gy.data(), threads);
+  Floats mean1(batch), mean2(batch);
+  pointsmith_chamfer_means(x.data(), y.data(), batch, n, m, n % 2, mean1.data(), mean2.data(), threads);
+  pointsmith_chamfer_backward(d1.data(), d2.data(), x.data(), y.data(), idx1.data(), idx2.data(), batch, n, m,
+                              gx.data(), gy.data(), threads);
 
   pointsmith_normalize(x.data(), batch, n, gx.data(), threads);
 
@@ -89,12 +94,12 @@ static void run(int64_t batch, int64_t n, int64_t m, int64_t k, int kind, int64_
   Floats grad_features(features.size()), grad_weights(weights.size());
   pointsmith_three_interpolate(features.data(), three.data(), weights.data(), batch, m, channels, n, 3, out.data(),
                                threads);
-  pointsmith_three_interpolate_backward(out.data(), features.data(), three.data(), weights.data(), batch, m, channels, n,
-                                        3, grad_features.data(), grad_weights.data(), threads);
+  pointsmith_three_interpolate_backward(out.data(), features.data(), three.data(), weights.data(), batch, m, channels,
+                                        n, 3, grad_features.data(), grad_weights.data(), threads);
   if (!three.empty()) {
     three.back() = m;  // an index outside must be refused
-    if (pointsmith_three_interpolate(features.data(), three.data(), weights.data(), batch, m, channels, n, 3, out.data(),
-                                     threads) != 1)
+    if (pointsmith_three_interpolate(features.data(), three.data(), weights.data(), batch, m, channels, n, 3,
+                                     out.data(), threads) != 1)
       std::puts("an index outside was taken"), std::exit(1);
   }
   Indices order(x.size());

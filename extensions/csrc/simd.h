@@ -11,10 +11,14 @@
 #endif
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
+#define EACH_LANE(F) \
+  F(0), F(1), F(2), F(3), F(4), F(5), F(6), F(7), F(8), F(9), F(10), F(11), F(12), F(13), F(14), F(15)
 #elif defined(__AVX__)
 constexpr int LANES = 8;
+#define EACH_LANE(F) F(0), F(1), F(2), F(3), F(4), F(5), F(6), F(7)
 #else
 constexpr int LANES = 4;
+#define EACH_LANE(F) F(0), F(1), F(2), F(3)
 #endif
 #define METHOD inline __attribute__((always_inline))
 #define INLINE static METHOD
@@ -51,6 +55,13 @@ template <class Vector>
 INLINE Vector larger(Vector a, Vector b) {
   return a > b ? a : b;
 }
+// every lane's value where the lane at that distance was, a power of two: log2(LANES) steps reach all
+template <int DISTANCE, class Vector>
+INLINE Vector moved(Vector a) {
+#define PARTNER(lane) ((lane) ^ DISTANCE)
+  return __builtin_shufflevector(a, a, EACH_LANE(PARTNER));
+#undef PARTNER
+}
 #if defined(__AVX512F__)
 INLINE Float smaller(Float a, Float b) { return (Float)_mm512_min_ps((__m512)a, (__m512)b); }
 INLINE Float larger(Float a, Float b) { return (Float)_mm512_max_ps((__m512)a, (__m512)b); }
@@ -61,6 +72,7 @@ INLINE int32_t largest_lane(Int a) { return _mm512_reduce_max_epi32((__m512i)a);
 INLINE uint32_t bits(Int mask) { return _mm512_movepi32_mask((__m512i)mask); }
 INLINE uint32_t not_above(Float a, Float limit) { return _mm512_cmp_ps_mask((__m512)a, (__m512)limit, _CMP_LE_OQ); }
 INLINE uint32_t below(Float a, Float limit) { return _mm512_cmp_ps_mask((__m512)a, (__m512)limit, _CMP_LT_OQ); }
+INLINE uint32_t equal(Float a, Float b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ); }
 // write the lanes that the bits name, one after the other; up to LANES elements behind them are overwritten
 INLINE void compact(float* out, Float v, uint32_t which) {
   _mm512_storeu_ps(out, _mm512_maskz_compress_ps((__mmask16)which, (__m512)v));
@@ -71,16 +83,6 @@ INLINE void compact(int32_t* out, Int v, uint32_t which) {
 // the same for first, first + 1 and so on
 INLINE void compact_lanes(int32_t* out, int32_t first, uint32_t which) { compact(out, iota() + first, which); }
 #else
-// the lanes behind the middle in front, and so on: log2(LANES) steps
-template <int DISTANCE, class Vector>
-INLINE Vector moved(Vector a) {
-#if defined(__AVX__)
-  constexpr int D = DISTANCE;
-  return __builtin_shufflevector(a, a, 0 ^ D, 1 ^ D, 2 ^ D, 3 ^ D, 4 ^ D, 5 ^ D, 6 ^ D, 7 ^ D);
-#else
-  return __builtin_shufflevector(a, a, 0 ^ DISTANCE, 1 ^ DISTANCE, 2 ^ DISTANCE, 3 ^ DISTANCE);
-#endif
-}
 template <class Vector>
 INLINE auto smallest_lane(Vector a) {
   if (LANES > 4) a = smaller(moved<LANES / 2>(a), a);
@@ -106,6 +108,7 @@ INLINE uint32_t bits(Int mask) {  // one bit for each lane that is true
 }
 INLINE uint32_t not_above(Float a, Float limit) { return bits(a <= limit); }
 INLINE uint32_t below(Float a, Float limit) { return bits(a < limit); }
+INLINE uint32_t equal(Int a, Int b) { return bits(a == b); }
 #if defined(__AVX2__)
 // for every set of lanes their numbers, one after the other
 struct Packing {
@@ -136,6 +139,28 @@ INLINE void compact_lanes(int32_t* out, int32_t first, uint32_t which) {
 #endif
 #endif
 
+// Of two lanes at a distance, a power of two, the smaller: in the lower lane that of a, in the upper that of b. By such
+// steps LANES vectors come to one that holds the smallest lane of each.
+template <int DISTANCE, class Vector>
+INLINE Vector smaller_of_pairs(Vector a, Vector b) {
+#define OWN(lane) ((lane) & DISTANCE ? LANES + (lane) : (lane))
+#define OTHER(lane) ((lane) & DISTANCE ? LANES + (lane) - DISTANCE : (lane) + DISTANCE)
+  const Vector own = __builtin_shufflevector(a, b, EACH_LANE(OWN));
+  return smaller(own, __builtin_shufflevector(a, b, EACH_LANE(OTHER)));
+#undef OWN
+#undef OTHER
+}
+
+// Coordinate AXIS of LANES points (x, y, z), which fill three vectors.
+template <int AXIS>
+INLINE Float coordinates(Float low, Float middle, Float high) {
+#define BELOW_HIGH(lane) (3 * (lane) + AXIS < 2 * LANES ? 3 * (lane) + AXIS : 0)
+#define WITH_HIGH(lane) (3 * (lane) + AXIS < 2 * LANES ? (lane) : 3 * (lane) + AXIS - LANES)
+  const Float some = __builtin_shufflevector(low, middle, EACH_LANE(BELOW_HIGH));
+  return __builtin_shufflevector(some, high, EACH_LANE(WITH_HIGH));
+#undef BELOW_HIGH
+#undef WITH_HIGH
+}
 template <class Vector>
 INLINE Vector square_root(Vector a) {
   using Lane = decltype(a[0] + a[0]);
@@ -167,7 +192,8 @@ INLINE Float gather(const float* p, Int index) {
 }
 template <class Vector>
 INLINE auto sum(Vector a) {
-  decltype(a[0] + a[0]) total = 0;
-  for (int i = 0; i < LANES; i++) total += a[i];
-  return total;
+  if constexpr (LANES > 8) a += moved<8>(a);
+  if constexpr (LANES > 4) a += moved<4>(a);
+  a += moved<2>(a);
+  return (a + moved<1>(a))[0];
 }

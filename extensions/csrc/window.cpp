@@ -38,7 +38,8 @@ extern "C" int64_t pointsmith_window_scores(const float* rows, const float* keys
   parallel(batch * n, threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       const float* key = keys + (i / n * n + windows.start(i % n)) * channels;
-      for (int64_t j = 0; j < window; j++) scores[i * window + j] = dot(rows + i * channels, key + j * channels, channels);
+      for (int64_t j = 0; j < window; j++)
+        scores[i * window + j] = dot(rows + i * channels, key + j * channels, channels);
     }
   });
   return 0;
@@ -52,7 +53,8 @@ extern "C" int64_t pointsmith_window_mix(const float* weights, const float* valu
     for (int64_t i = begin; i < end; i++) {
       const float* value = values + (i / n * n + windows.start(i % n)) * channels;
       std::fill(out + i * channels, out + (i + 1) * channels, 0.f);
-      for (int64_t j = 0; j < window; j++) add(out + i * channels, value + j * channels, weights[i * window + j], channels);
+      for (int64_t j = 0; j < window; j++)
+        add(out + i * channels, value + j * channels, weights[i * window + j], channels);
     }
   });
   return 0;

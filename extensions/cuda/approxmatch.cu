@@ -32,7 +32,10 @@ __device__ __forceinline__ void add_sections(float (&values)[COUNT])
 // The cost of a unit of mass, and the factor of its gradient: twice the difference, or the unit vector.
 __device__ __forceinline__ float unit_cost(float d, int squared) { return squared ? d : sqrtf(d); }
 
-__device__ __forceinline__ float unit_pull(float cost, int squared) { return squared ? 2.f : 1.f / fmaxf(cost, 1e-10f); }
+__device__ __forceinline__ float unit_pull(float cost, int squared)
+{
+    return squared ? 2.f : 1.f / fmaxf(cost, 1e-10f);
+}
 
 // The end of the round at level `level` and the start of that at `next`, for the points of x.
 // accepted (B, m) is the room of y times the accepted part, right (B, m) the room after the round; left, share, cost

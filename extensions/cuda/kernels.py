@@ -161,6 +161,13 @@ def chamfer(x: Tensor, y: Tensor) -> Any:
     return out
 
 
+def chamfer_means(x: Tensor, y: Tensor, root: bool) -> Any:
+    if x.dtype != torch.float32:
+        return NotImplemented
+    dist1, dist2, _, _ = chamfer(x, y)
+    return (dist1.sqrt().mean(1), dist2.sqrt().mean(1)) if root else (dist1.mean(1), dist2.mean(1))
+
+
 def chamfer_backward(grad1: Tensor, grad2: Tensor, x: Tensor, y: Tensor, idx1: Tensor, idx2: Tensor) -> Any:
     if x.dtype != torch.float32 or grad1.dtype != torch.float32 or grad2.dtype != torch.float32:
         return NotImplemented
@@ -259,6 +266,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
         three_interpolate_backward,
         chamfer,
         chamfer_backward,
+        chamfer_means,
         approx_match_cost,
         auction,
         normalize,

@@ -3,7 +3,7 @@
 // A warp serves one query. It reads the cloud 32 points at a time; those nearer than the k-th best so far wait in a
 // queue, and whenever 32 wait they are sorted (bitonic, by shuffles) and merged into the list, which lies sorted over
 // the registers of the warp. Few points pass the limit once the list is full: about k (1 + ln(N / k)) of N.
-// R registers a lane hold 32 R keys; a larger k takes several passes, each for the keys behind those of the pass before.
+// R registers a lane hold 32 R keys; a larger k takes several passes, each for the keys behind those of the one before.
 #include "common.cuh"
 
 #define WARPS 4  // queries of a block

@@ -45,6 +45,16 @@ def test_equals_definition(seed: int, batch: int, n: int, m: int, lattice: bool)
         np.testing.assert_allclose(mean, values[norm].mean(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_value_is_the_same_with_a_gradient_and_without(norm: Norm) -> None:
+    x, y = cloud(0, 4, 33, 3), cloud(1, 4, 70, 3)
+    for reduction in ("mean", "patch", "split"):
+        with_gradient = chamfer_distance(x, y.requires_grad_(), reduction=reduction, norm=norm)
+        with torch.no_grad():
+            without = chamfer_distance(x, y, reduction=reduction, norm=norm)
+        torch.testing.assert_close(without, with_gradient, rtol=1e-6, atol=0)
+
+
 def test_modules() -> None:
     x, y = cloud(0, 2, 9, 3), cloud(1, 2, 7, 3)
     first, second = ChamferDistanceL2Split()(x, y)

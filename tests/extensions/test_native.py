@@ -47,6 +47,12 @@ def same(name: str, *args: Any) -> None:
         )
 
 
+def close(name: str, *args: Any) -> None:
+    """The same to rounding, for sums."""
+    actual, expected = library.kernels("cpu")[name](*args), getattr(reference, name)(*args)
+    torch.testing.assert_close(actual, expected, rtol=2e-6, atol=0, equal_nan=True)
+
+
 sizes = st.one_of(st.integers(1, 70), st.integers(1, 70), st.sampled_from([127, 128, 129, 300, 1030, 2050]))
 
 
@@ -60,6 +66,7 @@ def test_equals_reference(seed: int, n: int, m: int, kind: str, other: str, data
     same("ball_query", y, x, data.draw(st.sampled_from([1e-30, 0.3, 1.0, 1e19])), k)
     same("three_nn", y, x)
     same("chamfer", x, y)
+    close("chamfer_means", x, y, data.draw(st.booleans()))
     if kind not in ("NaN", "infinite", "overflowing"):
         same("group", x, k, k, False)
 
@@ -70,6 +77,7 @@ def test_large_clouds_take_the_bucketed_paths(kind: str) -> None:
     same("farthest_point_sample", x, 600, 3, True)
     same("knn", x[:, :200], x, 16)
     same("chamfer", x[:, :1500], cloud(1, 1, 1100, "normal"))
+    close("chamfer_means", x[:, :1500], cloud(1, 1, 1100, "normal"), False)
 
 
 @pytest.mark.parametrize("name", library.SCHEMAS)
@@ -136,6 +144,17 @@ def test_approximate_matching(n: int, m: int, kind: str, scale: float, squared: 
         assert (a - b).norm() <= 5e-4 * b.norm()
     for alone, a in zip(library.kernels("cpu")["approx_match_cost"](x[1:2], y[1:2], squared), actual):
         assert torch.equal(alone, a[1:2])
+
+
+@pytest.mark.parametrize("kind", ["normal", "lattice", "NaN", "infinite", "overflowing"])
+@pytest.mark.parametrize("n", [1, 7, 16, 17, 32, 33, 48, 64, 65, 700])
+def test_chamfer_of_patches(n: int, kind: str) -> None:
+    x = cloud(0, 3, n, kind)
+    for m in (1, 5, 16, 31, 64, 600):
+        y = cloud(1, 3, m, "normal")
+        same("chamfer", x, y)
+        same("chamfer", y, x)
+        close("chamfer_means", x, y, n % 2 == 0)
 
 
 def test_gradient_of_a_gradient() -> None:
