@@ -97,9 +97,7 @@ class ApproxMatch {
  private:
   // Padding repeats the last point, without anything to give or room.
   static void fill(Cloud& cloud, const float* points) {
-    Planes planes(cloud.points.n);
-    planes.fill(points);
-    cloud.fill(planes);
+    cloud.fill(points);
     const Planes& p = cloud.points;
     for (int64_t i = p.n; i < p.padded; i++) p.x[i] = p.x[p.n - 1], p.y[i] = p.y[p.n - 1], p.z[i] = p.z[p.n - 1];
   }

@@ -19,17 +19,26 @@ struct Buckets {
         padded(round_up(leaves, LANES)),
         boxes(6 * padded) {}
 
-  void fill(const Planes& cloud) {
-    Array<uint32_t> order(cloud.n);
-    sort(cloud, order);
-    for (int64_t i = 0; i < points.padded; i++) {
-      const bool real = i < cloud.n;
-      const int64_t j = real ? order[i] : 0;
-      original[i] = real ? int32_t(j) : NO_INDEX;
-      points.x[i] = real ? cloud.x[j] : NONE;
-      points.y[i] = real ? cloud.y[j] : NONE;
-      points.z[i] = real ? cloud.z[j] : NONE;
+  void fill(const float* cloud) {
+    arrange(cloud);
+    bound();
+  }
+
+  // The points in their order, without boxes.
+  void arrange(const float* cloud) {
+    const int64_t n = points.n;
+    sort(cloud, n, original);
+    for (int64_t i = 0; i < n; i++) {
+      const float* p = cloud + 3 * int64_t(original[i]);
+      points.x[i] = p[0], points.y[i] = p[1], points.z[i] = p[2];
     }
+    for (int64_t i = n; i < points.padded; i++) {
+      original[i] = NO_INDEX;
+      points.x[i] = points.y[i] = points.z[i] = NONE;
+    }
+  }
+
+  void bound() {
     const float* planes[3] = {points.x, points.y, points.z};
     for (int axis = 0; axis < 3; axis++)
       for (int64_t b = 0; b < padded; b++) {
@@ -79,40 +88,39 @@ struct Buckets {
   }
 
   // Place on the curve of every point.
-  static void places(const Planes& cloud, int32_t* place) {
-    const float* planes[3] = {cloud.x, cloud.y, cloud.z};
-    float low[3], width = 0;
+  static void places(const float* cloud, int64_t n, int32_t* place) {
+    Float least[3] = {all(INF), all(INF), all(INF)}, most[3] = {all(-INF), all(-INF), all(-INF)};
+    each_vector(cloud, n, [&](int64_t, Float x, Float y, Float z) __attribute__((always_inline)) {
+      const Float at[3] = {x, y, z};
+      for (int axis = 0; axis < 3; axis++)
+        least[axis] = smaller(at[axis], least[axis]), most[axis] = larger(at[axis], most[axis]);
+    });
+    float low[3], width = 1e-30f;
     for (int axis = 0; axis < 3; axis++) {
-      Float least = all(INF), most = all(-INF);
-      for (int64_t i = 0; i < cloud.padded; i += LANES) {
-        least = smaller(load(planes[axis] + i), least);
-        most = larger(load(planes[axis] + i), most);
-      }
-      low[axis] = smallest_lane(least);
-      width = std::max(width, largest_lane(most) - low[axis]);
+      low[axis] = smallest_lane(least[axis]);
+      width = std::max(width, largest_lane(most[axis]) - low[axis]);
     }
-    const Float scale = all(1023.f / std::max(width, 1e-30f));
-    for (int64_t i = 0; i < cloud.padded; i += LANES) {
+    const Float scale = all(1023.f / width);
+    each_vector(cloud, n, [&](int64_t i, Float x, Float y, Float z) __attribute__((always_inline)) {
+      const Float at[3] = {x, y, z};
       Int cell[3];
       for (int axis = 0; axis < 3; axis++) {
-        const Float at = (load(planes[axis] + i) - all(low[axis])) * scale;
-        const Float inside = smaller(larger(at, Float{}), all(1023.f));  // a NaN goes to cell 0
-        cell[axis] = __builtin_convertvector(inside, Int);
+        const Float inside = smaller(larger((at[axis] - all(low[axis])) * scale, Float{}), all(1023.f));
+        cell[axis] = __builtin_convertvector(inside, Int);  // a NaN goes to cell 0
       }
       store(place + i, along_the_curve(cell));
-    }
+    });
   }
 
   // Write the numbers of the points along the curve.
-  static void sort(const Planes& cloud, uint32_t* sorted) {
+  static void sort(const float* cloud, int64_t n, int32_t* sorted) {
     struct Pair {
       uint32_t place, point;
     };
     constexpr int BITS = 10, SIZE = 1 << BITS;
-    const int64_t n = cloud.n;
-    Array<int32_t> place(cloud.padded);
+    Array<int32_t> place(n);
     Array<Pair> first(n), second(n);
-    places(cloud, place);
+    places(cloud, n, place);
     uint32_t start[3][SIZE] = {};
     for (int64_t i = 0; i < n; i++)
       for (int pass = 0; pass < 3; pass++) start[pass][place[i] >> pass * BITS & (SIZE - 1)]++;
@@ -120,6 +128,6 @@ struct Buckets {
       for (uint32_t d = 0, total = 0; d < SIZE; d++) total += counts[d], counts[d] = total - counts[d];
     for (int64_t i = 0; i < n; i++) first[start[0][place[i] & (SIZE - 1)]++] = {uint32_t(place[i]), uint32_t(i)};
     for (int64_t i = 0; i < n; i++) second[start[1][first[i].place >> BITS & (SIZE - 1)]++] = first[i];
-    for (int64_t i = 0; i < n; i++) sorted[start[2][second[i].place >> 2 * BITS]++] = second[i].point;
+    for (int64_t i = 0; i < n; i++) sorted[start[2][second[i].place >> 2 * BITS]++] = int32_t(second[i].point);
   }
 };

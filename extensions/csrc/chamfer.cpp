@@ -237,20 +237,22 @@ class Pairs {
         case 4: return Patch<4, INDEX>(x_).run(y, y_.n, dist1, dist2, idx1, idx2);
       }
     }
+    if (finite && std::min(x_.n, y_.n) >= BUCKETS_FROM_POINTS) {
+      Buckets<LEAF> one(x_.n), two(y_.n);
+      one.fill(x);
+      two.fill(y);
+      LeafSearch<INDEX>(one, two).run(dist1, idx1);
+      LeafSearch<INDEX>(two, one).run(dist2, idx2);
+      return;
+    }
     x_.fill(x);
     y_.fill(y);
     if (!finite) {
       nearest_broken(x_, y_, dist1, idx1);
       nearest_broken(y_, x_, dist2, idx2);
-    } else if (std::min(x_.n, y_.n) < BUCKETS_FROM_POINTS) {
+    } else {
       nearest<INDEX>(x_, y_, dist1, idx1);
       nearest<INDEX>(y_, x_, dist2, idx2);
-    } else {
-      Buckets<LEAF> one(x_.n), two(y_.n);
-      one.fill(x_);
-      two.fill(y_);
-      LeafSearch<INDEX>(one, two).run(dist1, idx1);
-      LeafSearch<INDEX>(two, one).run(dist2, idx2);
     }
   }
 

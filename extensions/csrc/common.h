@@ -49,6 +49,21 @@ void parallel(int64_t count, int64_t threads, Work work) {
   for (int64_t p = 0; p < parts; p++) work(p * part, std::min(count, (p + 1) * part));
 }
 
+// use(i, x, y, z) for the points of a cloud (n, 3) from i on, LANES at a time; behind the last come NONE.
+template <class Use>
+METHOD static void each_vector(const float* cloud, int64_t n, Use use) {
+  const auto split = [&](int64_t i, const float* p) __attribute__((always_inline)) {
+    const Float low = load(p), middle = load(p + LANES), high = load(p + 2 * LANES);
+    use(i, coordinates<0>(low, middle, high), coordinates<1>(low, middle, high), coordinates<2>(low, middle, high));
+  };
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES) split(i, cloud + 3 * i);
+  if (i == n) return;
+  float last[3 * LANES];
+  std::fill(std::copy(cloud + 3 * i, cloud + 3 * n, last), last + 3 * LANES, NONE);
+  split(i, last);
+}
+
 // A cloud (n, 3) as planes x, y, z, filled up to whole blocks.
 struct Planes {
   const int64_t n, padded;
@@ -59,16 +74,10 @@ struct Planes {
       : n(n), padded(round_up(n, block)), memory(3 * padded), x(memory), y(x + padded), z(y + padded) {}
 
   void fill(const float* cloud, float padding = NONE) {
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-      const float* p = cloud + 3 * i;
-      const Float low = load(p), middle = load(p + LANES), high = load(p + 2 * LANES);
-      store(x + i, coordinates<0>(low, middle, high));
-      store(y + i, coordinates<1>(low, middle, high));
-      store(z + i, coordinates<2>(low, middle, high));
-    }
-    for (; i < n; i++) x[i] = cloud[3 * i], y[i] = cloud[3 * i + 1], z[i] = cloud[3 * i + 2];
-    for (; i < padded; i++) x[i] = y[i] = z[i] = padding;
+    each_vector(cloud, n, [&](int64_t i, Float px, Float py, Float pz) __attribute__((always_inline)) {
+      store(x + i, px), store(y + i, py), store(z + i, pz);
+    });
+    for (int64_t i = n; i < padded; i++) x[i] = y[i] = z[i] = padding;
   }
 };
 

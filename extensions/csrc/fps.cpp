@@ -10,10 +10,10 @@ constexpr double NEAR_ORIGIN = 1e-3;  // squared norm of what pointnet2_ops take
 constexpr int LEAF = 32, BLOCK = 4 * LANES;
 constexpr int64_t BUCKETS_FROM_POINTS = 2048, BUCKETS_FROM_SAMPLES = 256;
 
-// Move broken points away and set the first distances: FAR for candidates, -1 for what is never chosen.
-void prepare(const float* cloud, Planes& p, bool skip_near_origin, float* closest) {
-  p.fill(cloud);
-  for (int64_t i = 0; i < p.padded; i++) {
+// Move broken points among the first `count` away and set the first distances: FAR for candidates, -1 for what is never
+// chosen.
+void prepare(Planes& p, int64_t count, bool skip_near_origin, float* closest) {
+  for (int64_t i = 0; i < count; i++) {
     const float norm = p.x[i] * p.x[i] + p.y[i] * p.y[i] + p.z[i] * p.z[i];
     const bool finite = norm <= std::numeric_limits<float>::max();
     closest[i] = finite && !(skip_near_origin && norm <= NEAR_ORIGIN) ? FAR : -1.f;
@@ -50,11 +50,12 @@ INLINE int32_t step(const Planes& p, float* closest, const Point center) {
 // The same steps with the points in buckets: `reach` is the largest distance in a bucket.
 class BucketSampler {
  public:
-  BucketSampler(const Planes& p, const float* closest)
-      : buckets_(p.n), closest_(buckets_.points.padded), reach_(buckets_.padded) {
-    buckets_.fill(p);
-    for (int64_t i = 0; i < buckets_.points.padded; i++)
-      closest_[i] = buckets_.original[i] == NO_INDEX ? -1.f : closest[buckets_.original[i]];
+  BucketSampler(const float* cloud, int64_t n, bool skip_near_origin)
+      : buckets_(n), closest_(buckets_.points.padded), reach_(buckets_.padded) {
+    buckets_.arrange(cloud);
+    prepare(buckets_.points, n, skip_near_origin, closest_);
+    std::fill(closest_ + n, closest_ + buckets_.points.padded, -1.f);
+    buckets_.bound();
     std::fill_n(+reach_, buckets_.padded, -1.f);
     for (int64_t b = 0; b < buckets_.leaves; b++) update(b, Point(INF, INF, INF));
   }
@@ -101,13 +102,14 @@ class BucketSampler {
   Array<float> closest_, reach_;
 };
 
-template <class Step>
-void run(const Planes& p, int64_t count, int64_t start, const float* mean, int64_t* chosen, Step step) {
+// step(center) returns the farthest point once a center is chosen too; point(i) is the place of one.
+template <class Step, class Place>
+void run(int64_t count, int64_t start, const float* mean, int64_t* chosen, Step step, Place point) {
   const bool finite = mean && all_within(mean, 3);
   int64_t last = mean ? step(finite ? Point(mean) : Point(INF, INF, INF)) : start;
   for (int64_t s = 0; s < count; s++) {
     chosen[s] = last;
-    if (s + 1 < count) last = step(Point(p.x[last], p.y[last], p.z[last]));
+    if (s + 1 < count) last = step(point(last));
   }
 }
 
@@ -115,13 +117,16 @@ void run(const Planes& p, int64_t count, int64_t start, const float* mean, int64
 
 void sample(const float* cloud, Planes& planes, int64_t count, int64_t start, const float* mean, bool skip_near_origin,
             int64_t* chosen) {
-  Array<float> closest(planes.padded);
-  prepare(cloud, planes, skip_near_origin, closest);
   if (planes.n >= BUCKETS_FROM_POINTS && count >= BUCKETS_FROM_SAMPLES) {
-    BucketSampler sampler(planes, closest);
-    run(planes, count, start, mean, chosen, [&](const Point& center) { return sampler.step(center); });
+    BucketSampler sampler(cloud, planes.n, skip_near_origin);
+    run(count, start, mean, chosen, [&](const Point& center) { return sampler.step(center); },
+        [&](int64_t i) { return Point(cloud + 3 * i); });  // a broken one is near to no box
   } else {
-    run(planes, count, start, mean, chosen, [&](const Point& center) { return step(planes, closest, center); });
+    Array<float> closest(planes.padded);
+    planes.fill(cloud);
+    prepare(planes, planes.padded, skip_near_origin, closest);
+    run(count, start, mean, chosen, [&](const Point& center) { return step(planes, closest, center); },
+        [&](int64_t i) { return Point(planes.x[i], planes.y[i], planes.z[i]); });
   }
 }
 

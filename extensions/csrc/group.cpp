@@ -12,8 +12,7 @@ extern "C" int64_t pointsmith_group(const float* points, int64_t batch, int64_t 
     for (int64_t b = begin; b < end; b++) {
       const float* cloud = points + b * n * 3;
       sample(cloud, planes, groups, 0, nullptr, skip_near_origin, chosen);
-      planes.fill(cloud);  // broken points back in their places
-      const Neighbours neighbours(planes, size, groups);
+      const Neighbours neighbours(cloud, planes, size, groups);
       Neighbours::Scratch scratch(neighbours);
       for (int64_t g = 0; g < groups; g++) {
         float* c = std::copy_n(cloud + chosen[g] * 3, 3, center + (b * groups + g) * 3) - 3;

@@ -58,8 +58,7 @@ extern "C" int64_t pointsmith_three_nn(const float* unknown, const float* known,
         three_nearest(queries, cloud, m, distance, index);
         continue;
       }
-      points.fill(cloud);
-      const Neighbours neighbours(points, 3, n);
+      const Neighbours neighbours(cloud, points, 3, n);
       Neighbours::Scratch scratch(neighbours);
       for (int64_t i = 0; i < n; i++) neighbours.search(query + i * 3, scratch, distance + i * 3, index + i * 3);
     }

@@ -172,10 +172,14 @@ bool write_ranked(float* found, const int32_t* index, int64_t n, int64_t k, floa
 
 }  // namespace
 
-Neighbours::Neighbours(const Planes& planes, int64_t k, int64_t expected) : planes_(planes), k_(k) {
-  if (planes.n < BUCKETS_FROM_POINTS || expected < BUCKETS_FROM_QUERIES || k > GROUPS * LANES / 2) return;
-  buckets_ = std::make_unique<Buckets<LEAF>>(planes.n);
-  buckets_->fill(planes);
+Neighbours::Neighbours(const float* cloud, Planes& planes, int64_t k, int64_t expected)
+    : cloud_(cloud), planes_(planes), k_(k) {
+  if (planes.n >= BUCKETS_FROM_POINTS && expected >= BUCKETS_FROM_QUERIES && k <= GROUPS * LANES / 2) {
+    buckets_ = std::make_unique<Buckets<LEAF>>(planes.n);
+    buckets_->fill(cloud);
+  } else {
+    planes.fill(cloud);
+  }
 }
 
 Neighbours::Scratch::Scratch(const Neighbours& of)
@@ -268,10 +272,7 @@ int64_t Neighbours::scan_buckets(const Point query, Scratch& s) const {
 
 void Neighbours::sort_all(const float* query, float* distances, int64_t* indices) const {
   Array<uint64_t> keys(planes_.n);
-  for (int64_t i = 0; i < planes_.n; i++) {
-    const float point[3] = {planes_.x[i], planes_.y[i], planes_.z[i]};
-    keys[i] = sort_key(squared_distance(point, query), uint32_t(i));
-  }
+  for (int64_t i = 0; i < planes_.n; i++) keys[i] = sort_key(squared_distance(cloud_ + 3 * i, query), uint32_t(i));
   write_sorted(keys, planes_.n, k_, distances, indices);
 }
 
@@ -282,8 +283,7 @@ extern "C" int64_t pointsmith_knn(const float* query, const float* points, int64
   parallel(batch, split_queries ? 1 : threads, [&](int64_t begin, int64_t end) {
     Planes planes(n, GROUPS * LANES);
     for (int64_t b = begin; b < end; b++) {
-      planes.fill(points + b * n * 3);
-      const Neighbours cloud(planes, k, m);
+      const Neighbours cloud(points + b * n * 3, planes, k, m);
       parallel(m, split_queries ? threads : 1, [&](int64_t first, int64_t last) {
         Neighbours::Scratch scratch(cloud);
         for (int64_t i = b * m + first; i < b * m + last; i++)

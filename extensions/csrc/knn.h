@@ -7,8 +7,9 @@
 class Neighbours {
  public:
   static constexpr int LEAF = 32;
-  // `expected` queries decide whether sorting the cloud into buckets pays.
-  Neighbours(const Planes& planes, int64_t k, int64_t expected);
+  // Of a cloud (n, 3); `planes` is scratch memory in blocks of 8 * LANES. `expected` queries decide whether sorting the
+  // cloud into buckets pays.
+  Neighbours(const float* cloud, Planes& planes, int64_t k, int64_t expected);
   // The scratch memory of one thread.
   struct Scratch {
     explicit Scratch(const Neighbours& of);
@@ -25,7 +26,8 @@ class Neighbours {
   int64_t scan_buckets(Point query, Scratch& s) const;
   void sort_all(const float* query, float* distances, int64_t* indices) const;
 
-  const Planes& planes_;
+  const float* cloud_;
+  Planes& planes_;
   const int64_t k_;
   std::unique_ptr<Buckets<LEAF>> buckets_;
 };
