@@ -63,17 +63,16 @@ struct Buckets {
   INLINE Float gap(Float above, Float below) { return larger(above, larger(below, Float{})); }
 
  private:
-  INLINE Int spread(Int v) {  // the ten low bits, two zeros between each
-    v = (v | (v << 16)) & 0x030000FF;
+  INLINE Int spread(Int v) {  // the eight low bits, two zeros between each
     v = (v | (v << 8)) & 0x0300F00F;
     v = (v | (v << 4)) & 0x030C30C3;
     return (v | (v << 2)) & 0x09249249;
   }
 
-  // How far along the Hilbert curve a cell lies, in 30 bits (J. Skilling 2004). Neighbours on it are neighbours in
+  // How far along the Hilbert curve a cell lies, in 24 bits (J. Skilling 2004). Neighbours on it are neighbours in
   // space, which those on a Morton curve need not be: boxes are smaller.
   INLINE Int along_the_curve(Int (&cell)[3]) {
-    for (int32_t bit = 512; bit > 1; bit >>= 1)
+    for (int32_t bit = 128; bit > 1; bit >>= 1)
       for (int axis = 0; axis < 3; axis++) {
         const Int below = all(bit - 1), set = (cell[axis] & bit) != 0;
         const Int exchanged = ~set & below & (cell[0] ^ cell[axis]);
@@ -83,30 +82,39 @@ struct Buckets {
     cell[1] ^= cell[0];
     cell[2] ^= cell[1];
     Int turned{};
-    for (int32_t bit = 512; bit > 1; bit >>= 1) turned ^= ((cell[2] & bit) != 0) & all(bit - 1);
+    for (int32_t bit = 128; bit > 1; bit >>= 1) turned ^= ((cell[2] & bit) != 0) & all(bit - 1);
     return spread(cell[0] ^ turned) << 2 | spread(cell[1] ^ turned) << 1 | spread(cell[2] ^ turned);
   }
 
-  // Place on the curve of every point.
-  static void places(const float* cloud, int64_t n, int32_t* place) {
-    Float least[3] = {all(INF), all(INF), all(INF)}, most[3] = {all(-INF), all(-INF), all(-INF)};
+  // Means over the finite points of use(axis, coordinate).
+  template <class Use>
+  static void means(const float* cloud, int64_t n, float (&mean)[3], Use use) {
+    Float total[3] = {};
     each_vector(cloud, n, [&](int64_t, Float x, Float y, Float z) __attribute__((always_inline)) {
       const Float at[3] = {x, y, z};
-      for (int axis = 0; axis < 3; axis++)
-        least[axis] = smaller(at[axis], least[axis]), most[axis] = larger(at[axis], most[axis]);
+      for (int axis = 0; axis < 3; axis++) {
+        const Float value = use(axis, at[axis]);
+        total[axis] += value - value == Float{} ? value : Float{};
+      }
     });
-    float low[3], width = 1e-30f;
-    for (int axis = 0; axis < 3; axis++) {
-      low[axis] = smallest_lane(least[axis]);
-      width = std::max(width, largest_lane(most[axis]) - low[axis]);
-    }
-    const Float scale = all(1023.f / width);
+    for (int axis = 0; axis < 3; axis++) mean[axis] = sum(total[axis]) / float(n);
+  }
+
+  // Place on the curve of every point. A few points far out do not make the cells of all others large: the cells reach
+  // three times as far as points deviate from the mean, and what lies beyond counts to the outer ones.
+  static void places(const float* cloud, int64_t n, int32_t* place) {
+    float center[3], spread[3];
+    means(cloud, n, center, [](int, Float v) __attribute__((always_inline)) { return v; });
+    means(cloud, n, spread, [&](int axis, Float v) __attribute__((always_inline)) {
+      return larger(v - all(center[axis]), all(center[axis]) - v);
+    });
+    const float reach = 3 * std::max({spread[0], spread[1], spread[2], 1e-30f});
     each_vector(cloud, n, [&](int64_t i, Float x, Float y, Float z) __attribute__((always_inline)) {
       const Float at[3] = {x, y, z};
       Int cell[3];
       for (int axis = 0; axis < 3; axis++) {
-        const Float inside = smaller(larger((at[axis] - all(low[axis])) * scale, Float{}), all(1023.f));
-        cell[axis] = __builtin_convertvector(inside, Int);  // a NaN goes to cell 0
+        const Float inside = (at[axis] - all(center[axis] - reach)) * all(127.5f / reach);
+        cell[axis] = __builtin_convertvector(smaller(larger(inside, Float{}), all(255.f)), Int);  // NaN: cell 0
       }
       store(place + i, along_the_curve(cell));
     });
@@ -117,17 +125,15 @@ struct Buckets {
     struct Pair {
       uint32_t place, point;
     };
-    constexpr int BITS = 10, SIZE = 1 << BITS;
+    constexpr int BITS = 12, SIZE = 1 << BITS;
     Array<int32_t> place(n);
-    Array<Pair> first(n), second(n);
+    Array<Pair> half(n);
     places(cloud, n, place);
-    uint32_t start[3][SIZE] = {};
-    for (int64_t i = 0; i < n; i++)
-      for (int pass = 0; pass < 3; pass++) start[pass][place[i] >> pass * BITS & (SIZE - 1)]++;
+    uint32_t start[2][SIZE] = {};
+    for (int64_t i = 0; i < n; i++) start[0][place[i] & (SIZE - 1)]++, start[1][place[i] >> BITS]++;
     for (auto& counts : start)
       for (uint32_t d = 0, total = 0; d < SIZE; d++) total += counts[d], counts[d] = total - counts[d];
-    for (int64_t i = 0; i < n; i++) first[start[0][place[i] & (SIZE - 1)]++] = {uint32_t(place[i]), uint32_t(i)};
-    for (int64_t i = 0; i < n; i++) second[start[1][first[i].place >> BITS & (SIZE - 1)]++] = first[i];
-    for (int64_t i = 0; i < n; i++) sorted[start[2][second[i].place >> 2 * BITS]++] = int32_t(second[i].point);
+    for (int64_t i = 0; i < n; i++) half[start[0][place[i] & (SIZE - 1)]++] = {uint32_t(place[i]), uint32_t(i)};
+    for (int64_t i = 0; i < n; i++) sorted[start[1][half[i].place >> BITS]++] = int32_t(half[i].point);
   }
 };

@@ -11,7 +11,7 @@ from torch import Tensor
 from extensions import library, ops, reference, selfcheck
 from utils.errors import UserError
 
-KINDS = ("normal", "lattice", "one point", "tiny", "huge", "overflowing", "NaN", "infinite")
+KINDS = ("normal", "lattice", "outlier", "one point", "tiny", "huge", "overflowing", "NaN", "infinite")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,6 +27,8 @@ def cloud(seed: int, batch: int, num: int, kind: str) -> Tensor:
     some = torch.rand(batch, num, 3, generator=generator) < 0.05
     if kind == "lattice":
         return (points * 2).round() / 2
+    if kind == "outlier":
+        return torch.cat([points[:, 1:], points[:, :1] * 1e4], 1)
     if kind == "one point":
         return points[:, :1].repeat(1, num, 1)
     return points.masked_fill(some, {"NaN": torch.nan, "infinite": torch.inf}.get(kind, 1)) * scale
@@ -71,7 +73,7 @@ def test_equals_reference(seed: int, n: int, m: int, kind: str, other: str, data
         same("group", x, k, k, False)
 
 
-@pytest.mark.parametrize("kind", ["normal", "lattice", "huge", "NaN"])
+@pytest.mark.parametrize("kind", ["normal", "lattice", "outlier", "huge", "NaN", "infinite"])
 def test_large_clouds_take_the_bucketed_paths(kind: str) -> None:
     x = cloud(0, 1, 8500, kind)
     same("farthest_point_sample", x, 600, 3, True)
