@@ -9,6 +9,7 @@ constexpr float BROKEN = 1e18f;       // where points that are not finite go: th
 constexpr double NEAR_ORIGIN = 1e-3;  // squared norm of what pointnet2_ops takes for padding
 constexpr int LEAF = 32, BLOCK = 4 * LANES;
 constexpr int64_t BUCKETS_FROM_POINTS = 2048, BUCKETS_FROM_SAMPLES = 256;
+constexpr int64_t PAIRS_TO_POINTS = 1024;  // two clouds and their distances stay in the first cache
 
 // Move broken points among the first `count` away and set the first distances: FAR for candidates, -1 for what is never
 // chosen.
@@ -21,44 +22,67 @@ void prepare(Planes& p, int64_t count, bool skip_near_origin, float* closest) {
   }
 }
 
-// The bits of floats that are not negative sort like the floats, a NaN behind all, and compare on more units than
-// floats; -1 comes before all. First the highest block of every lane, then the point in it: an index a block, not one a
-// vector.
-INLINE int32_t step(const Planes& p, float* closest, const Point center) {
-  const float *x = p.x, *y = p.y, *z = p.z;
-  const int64_t padded = p.padded;
-  Int most = all(std::numeric_limits<int32_t>::min()), block = all(NO_INDEX);
-  for (int64_t i = 0; i < padded; i += BLOCK) {
-    Int far[BLOCK / LANES];
-#pragma GCC unroll 4
-    for (int v = 0; v < BLOCK / LANES; v++) {
-      const int64_t j = i + v * LANES;
-      far[v] = smaller((Int)squared_distance(x + j, y + j, z + j, center), (Int)load(closest + j));
-      store(closest + j, (Float)far[v]);
-    }
-    const Int farthest = larger(larger(far[0], far[1]), larger(far[2], far[3]));
-    block = farthest > most ? all(int32_t(i)) : block;
-    most = larger(farthest, most);
+// One pass over all points a step.
+class FlatSampler {
+ public:
+  explicit FlatSampler(int64_t n) : p_(n, BLOCK), closest_(p_.padded) {}
+
+  FlatSampler& fill(const float* cloud, bool skip_near_origin) {
+    p_.fill(cloud);
+    prepare(p_, p_.padded, skip_near_origin, closest_);
+    return *this;
   }
-  const Int value = all(largest_lane(most));
-  const int32_t first = smallest_lane(most == value ? block : all(NO_INDEX));
-  uint64_t which = 0;
-  for (int v = BLOCK / LANES; v-- > 0;) which = which << LANES | bits((Int)load(closest + first + v * LANES) == value);
-  return first + __builtin_ctzll(which);
-}
+  Point at(int64_t i) const { return Point(p_.x[i], p_.y[i], p_.z[i]); }
+
+  // The bits of floats that are not negative sort like the floats, a NaN behind all, and compare on more units than
+  // floats; -1 comes before all. First the highest block of every lane, then the point in it: an index a block, not one
+  // a vector.
+  METHOD int32_t step(const Point center) {
+    const float *x = p_.x, *y = p_.y, *z = p_.z;
+    float* closest = closest_;
+    const int64_t padded = p_.padded;
+    Int most = all(std::numeric_limits<int32_t>::min()), block = all(NO_INDEX);
+    for (int64_t i = 0; i < padded; i += BLOCK) {
+      Int far[BLOCK / LANES];
+#pragma GCC unroll 4
+      for (int v = 0; v < BLOCK / LANES; v++) {
+        const int64_t j = i + v * LANES;
+        far[v] = smaller((Int)squared_distance(x + j, y + j, z + j, center), (Int)load(closest + j));
+        store(closest + j, (Float)far[v]);
+      }
+      const Int farthest = larger(larger(far[0], far[1]), larger(far[2], far[3]));
+      block = farthest > most ? all(int32_t(i)) : block;
+      most = larger(farthest, most);
+    }
+    const Int value = all(largest_lane(most));
+    const int32_t first = smallest_lane(most == value ? block : all(NO_INDEX));
+    uint64_t which = 0;
+    for (int v = BLOCK / LANES; v-- > 0;) which = which << LANES | bits((Int)load(closest + first + v * LANES) == value);
+    return first + __builtin_ctzll(which);
+  }
+
+ private:
+  Planes p_;
+  Array<float> closest_;
+};
 
 // The same steps with the points in buckets: `reach` is the largest distance in a bucket.
 class BucketSampler {
  public:
-  BucketSampler(const float* cloud, int64_t n, bool skip_near_origin)
-      : buckets_(n), closest_(buckets_.points.padded), reach_(buckets_.padded) {
+  explicit BucketSampler(int64_t n) : buckets_(n), closest_(buckets_.points.padded), reach_(buckets_.padded) {}
+
+  BucketSampler& fill(const float* cloud, bool skip_near_origin) {
+    const int64_t n = buckets_.points.n;
+    cloud_ = cloud;
     buckets_.arrange(cloud);
     prepare(buckets_.points, n, skip_near_origin, closest_);
     std::fill(closest_ + n, closest_ + buckets_.points.padded, -1.f);
     buckets_.bound();
     std::fill_n(+reach_, buckets_.padded, -1.f);
     for (int64_t b = 0; b < buckets_.leaves; b++) update(b, Point(INF, INF, INF));
+    return *this;
   }
+  Point at(int64_t i) const { return Point(cloud_ + 3 * i); }  // a broken one is near to no box
 
   int32_t step(const Point center) {
     Int most = all(std::numeric_limits<int32_t>::min());
@@ -98,36 +122,53 @@ class BucketSampler {
     return smallest_lane(lowest);
   }
 
+  const float* cloud_ = nullptr;
   Buckets<LEAF> buckets_;
   Array<float> closest_, reach_;
 };
 
-// step(center) returns the farthest point once a center is chosen too; point(i) is the place of one.
-template <class Step, class Place>
-void run(int64_t count, int64_t start, const float* mean, int64_t* chosen, Step step, Place point) {
-  const bool finite = mean && all_within(mean, 3);
-  int64_t last = mean ? step(finite ? Point(mean) : Point(INF, INF, INF)) : start;
-  for (int64_t s = 0; s < count; s++) {
-    chosen[s] = last;
-    if (s + 1 < count) last = step(point(last));
+struct Task {
+  int64_t count, start;
+  const float* means;  // (B, 3) or null
+  int64_t* chosen;     // (B, count)
+};
+
+// Clouds from number b on, one for each sampler. Their steps take turns, so that the search for the farthest point of one
+// waits while the distances of another are computed.
+template <class... Sampler>
+void run(const Task& task, int64_t b, Sampler&... samplers) {
+  constexpr int WIDTH = sizeof...(samplers);
+  int64_t last[WIDTH], w = 0;
+  const auto begin = [&](auto& sampler) {
+    const float* mean = task.means + 3 * (b + w);
+    last[w] = task.start;
+    if (task.means) last[w] = sampler.step(all_within(mean, 3) ? Point(mean) : Point(INF, INF, INF));
+    w++;
+  };
+  (begin(samplers), ...);
+  for (int64_t s = 0; s < task.count; s++) {
+    for (w = 0; w < WIDTH; w++) task.chosen[(b + w) * task.count + s] = last[w];
+    if (s + 1 == task.count) break;
+    w = 0;
+    ((last[w] = samplers.step(samplers.at(last[w])), w++), ...);
   }
 }
 
 }  // namespace
 
-void sample(const float* cloud, Planes& planes, int64_t count, int64_t start, const float* mean, bool skip_near_origin,
-            int64_t* chosen) {
-  if (planes.n >= BUCKETS_FROM_POINTS && count >= BUCKETS_FROM_SAMPLES) {
-    BucketSampler sampler(cloud, planes.n, skip_near_origin);
-    run(count, start, mean, chosen, [&](const Point& center) { return sampler.step(center); },
-        [&](int64_t i) { return Point(cloud + 3 * i); });  // a broken one is near to no box
-  } else {
-    Array<float> closest(planes.padded);
-    planes.fill(cloud);
-    prepare(planes, planes.padded, skip_near_origin, closest);
-    run(count, start, mean, chosen, [&](const Point& center) { return step(planes, closest, center); },
-        [&](int64_t i) { return Point(planes.x[i], planes.y[i], planes.z[i]); });
+void sample(const float* clouds, int64_t batch, int64_t n, int64_t count, int64_t start, const float* means,
+            bool skip_near_origin, int64_t* chosen) {
+  const Task task{count, start, means, chosen};
+  const auto cloud = [&](int64_t b) { return clouds + b * n * 3; };
+  int64_t b = 0;
+  if (n >= BUCKETS_FROM_POINTS && count >= BUCKETS_FROM_SAMPLES) {
+    BucketSampler sampler(n);
+    for (; b < batch; b++) run(task, b, sampler.fill(cloud(b), skip_near_origin));
   }
+  FlatSampler one(n), two(n);
+  for (; b + 2 <= batch && n <= PAIRS_TO_POINTS; b += 2)
+    run(task, b, one.fill(cloud(b), skip_near_origin), two.fill(cloud(b + 1), skip_near_origin));
+  for (; b < batch; b++) run(task, b, one.fill(cloud(b), skip_near_origin));
 }
 
 // points (B, n, 3), means (B, 3) or null -> chosen (B, count)
@@ -135,10 +176,8 @@ extern "C" int64_t pointsmith_farthest_point_sample(const float* points, const f
                                                  int64_t count, int64_t start, int64_t skip_near_origin,
                                                  int64_t* chosen, int64_t threads) {
   parallel(batch, threads, [&](int64_t begin, int64_t end) {
-    Planes planes(n, BLOCK);
-    for (int64_t b = begin; b < end; b++)
-      sample(points + b * n * 3, planes, count, start, means ? means + b * 3 : nullptr, skip_near_origin,
-             chosen + b * count);
+    sample(points + begin * n * 3, end - begin, n, count, start, means ? means + begin * 3 : nullptr, skip_near_origin,
+           chosen + begin * count);
   });
   return 0;
 }

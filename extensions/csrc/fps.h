@@ -1,8 +1,8 @@
-// Farthest point sampling of one cloud.
+// Farthest point sampling of clouds of one size.
 #pragma once
 #include "buckets.h"
 
-// Choose `count` of the n points of `cloud` (n, 3), `start` first; if `mean` is not null it acts as a choice before.
-// Scratch: `planes` for n points, in blocks of a multiple of 4 * LANES.
-void sample(const float* cloud, Planes& planes, int64_t count, int64_t start, const float* mean, bool skip_near_origin,
-            int64_t* chosen);
+// Choose `count` of the n points of each of `clouds` (batch, n, 3), `start` first; if `means` (batch, 3) is not null they
+// act as a choice before. Writes chosen (batch, count).
+void sample(const float* clouds, int64_t batch, int64_t n, int64_t count, int64_t start, const float* means,
+            bool skip_near_origin, int64_t* chosen);

@@ -8,14 +8,14 @@ extern "C" int64_t pointsmith_group(const float* points, int64_t batch, int64_t 
                                  int64_t threads) {
   parallel(batch, threads, [&](int64_t begin, int64_t end) {
     Planes planes(n, 8 * LANES);
-    Array<int64_t> chosen(groups);
+    Array<int64_t> chosen((end - begin) * groups);
+    sample(points + begin * n * 3, end - begin, n, groups, 0, nullptr, skip_near_origin, chosen);
     for (int64_t b = begin; b < end; b++) {
       const float* cloud = points + b * n * 3;
-      sample(cloud, planes, groups, 0, nullptr, skip_near_origin, chosen);
       const Neighbours neighbours(cloud, planes, size, groups);
       Neighbours::Scratch scratch(neighbours);
       for (int64_t g = 0; g < groups; g++) {
-        float* c = std::copy_n(cloud + chosen[g] * 3, 3, center + (b * groups + g) * 3) - 3;
+        float* c = std::copy_n(cloud + chosen[(b - begin) * groups + g] * 3, 3, center + (b * groups + g) * 3) - 3;
         int64_t* members = indices + (b * groups + g) * size;
         neighbours.search(c, scratch, nullptr, members);
         float* out = neighborhood + (b * groups + g) * size * 3;
