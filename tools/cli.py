@@ -282,11 +282,12 @@ def announce(
     log.info(f"folder: {experiment.folder}")
     log.info(data.describe())
     log.info(f"model: {config['model']['name']}, {'adapted' if is_adapted(model) else describe_parameters(model)}")
-    for line in weights + (report(model) if is_adapted(model) else []):
+    notes = getattr(model, "notes", None)
+    for line in weights + (notes(device) if notes else []) + (report(model) if is_adapted(model) else []):
         log.info(line)
     log.info(f"device: {device}, {machine()}, {dist.world_size()} process(es), {torch.get_num_threads()} threads")
     log.info(f"process set-up: {', '.join(tuned) or 'nothing to do'}")
-    in_bf16 = config.get("runner", {}).get("precision") == "bf16" or config["model"].get("average_bf16", False)
+    in_bf16 = config.get("runner", {}).get("precision") == "bf16" or config["model"].get("average_precision") == "bf16"
     if device.type == "cpu" and in_bf16 and emulates_bfloat16():
         log.warning("warning: this CPU has no bfloat16 units: products are many times slower than with fp32")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
 from pathlib import Path
@@ -27,8 +28,16 @@ def tune() -> list[str]:
 
 def emulates_bfloat16() -> bool:
     """Whether bfloat16 products are put together from float32 here, hundreds of times slower than float32 ones."""
-    text = _cpuinfo()
-    return "flags" in text and not any(unit in text for unit in ("avx512_bf16", "amx_bf16", "avx_ne_convert"))
+    return "flags" in _cpuinfo() and not has_bfloat16(torch.device("cpu"))
+
+
+@functools.cache
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device is known to have units for bfloat16 products."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    units = ("avx512_bf16", "amx_bf16", "avx_ne_convert")
+    return device.type == "cpu" and any(unit in _cpuinfo() for unit in units)
 
 
 def _cpuinfo() -> str:

@@ -25,6 +25,7 @@ from models.sa3d.average import decay_at, follow
 from models.sa3d.losses import feature_error, ranking_loss, regression_loss
 from models.sa3d.predictor import DifficultyPredictor
 from utils.checkpoint import LoadReport, load_weights
+from utils.cpu import has_bfloat16
 from utils.errors import UserError
 from utils.random import BatchRandom
 from utils.schema import Whole
@@ -51,7 +52,8 @@ class SA3D(nn.Module):
     reconstruction_grad false, as released: this error is no loss and only tells the difficulty.
     *_weights: before and from epoch `switch_epoch`. difficulty_*: how much each error counts as difficulty.
     ema_*: the average's decay from start to end over the first epochs; buffers averaged or copied.
-    average_bf16: it looks at complete clouds in bfloat16, whatever the precision of the run; its weights stay float32.
+    average_precision: in which it looks at complete clouds, its weights stay float32: that of the run, bfloat16, or
+    "auto": bfloat16 where the device has units for it, else that of the run.
     """
 
     # what is frozen in here is filled by the average's steps, comes from the teacher's file, or is read by nobody
@@ -83,7 +85,7 @@ class SA3D(nn.Module):
         ema_end: float = 0.9999,
         ema_ramp_epochs: Whole = 100,
         ema_buffers: bool = True,
-        average_bf16: bool = False,
+        average_precision: Literal["auto", "bf16", "run"] = "auto",
         init: Init = "trunc_normal",
     ):
         super().__init__()
@@ -112,7 +114,7 @@ class SA3D(nn.Module):
         self.difficulty_reconstruction = difficulty_reconstruction
         self.difficulty_distillation = difficulty_distillation
         self.ema_start, self.ema_end, self.ema_ramp_epochs = ema_start, ema_end, ema_ramp_epochs
-        self.ema_buffers, self.average_bf16 = ema_buffers, average_bf16
+        self.ema_buffers, self.average_precision = ema_buffers, average_precision
         self.distils = any(self.distillation_weights)
         rebuilds = reconstruction != "none" and reconstruction_grad and any(self.reconstruction_weights)
         if not rebuilds and not self.distils:
@@ -201,9 +203,15 @@ class SA3D(nn.Module):
 
     def _looking(self) -> contextlib.AbstractContextManager:
         """The precision in which the average looks at complete clouds."""
-        if not self.average_bf16:
-            return contextlib.nullcontext()
-        return torch.autocast(next(self.parameters()).device.type, torch.bfloat16)
+        device = next(self.parameters()).device
+        return torch.autocast(device.type, torch.bfloat16) if self._in_bfloat16(device) else contextlib.nullcontext()
+
+    def _in_bfloat16(self, device: torch.device) -> bool:
+        return self.average_precision == "bf16" or (self.average_precision == "auto" and has_bfloat16(device))
+
+    def notes(self, device: torch.device) -> list[str]:
+        """What the log should say of a run on a device."""
+        return ["the average looks at complete clouds in bfloat16"] if self._in_bfloat16(device) else []
 
     @torch.no_grad()
     def _average_position(self, groups: Groups) -> Tensor:

@@ -34,8 +34,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "shared token": {"share_mask_token": True, "detach_encoder": True},
     "complete clouds": {"predict_from": "complete"},
     "complete clouds, with features": {"predict_from": "complete", **FEATURES},
-    "average in bfloat16": {"average_bf16": True},
-    "complete clouds in bfloat16": {"predict_from": "complete", "average_bf16": True},
+    "average in bfloat16": {"average_precision": "bf16"},
+    "complete clouds in bfloat16": {"predict_from": "complete", "average_precision": "bf16"},
     "no ranking": {"rank_weight": 0.0, "mask": RandomMask(0.5)},
 }
 
@@ -44,6 +44,7 @@ def build(backbone: str = "PointMAE", **options: Any) -> SA3D:
     torch.manual_seed(0)
     inner = {"name": backbone, **SMALL[backbone], "drop_path_rate": 0.0}
     defaults = {"predictor_depth": 1, "predictor_hidden": 16, "mask": GuidedMask(0.5), "predictor_drop_path_rate": 0.0}
+    defaults["average_precision"] = "run"  # the same on every machine
     return MODELS.build({"name": "SA3D", "backbone": inner, **defaults, **options})
 
 
@@ -110,13 +111,22 @@ def test_the_mask_goes_where_the_average_says(backbone: str) -> None:
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_the_average_may_look_in_bfloat16(backbone: str) -> None:
     points = cloud(6)
-    exact, quick = build(backbone).eval(), build(backbone, average_bf16=True).eval()
+    exact, quick = build(backbone).eval(), build(backbone, average_precision="bf16").eval()
     groups = exact.student.group(points)
     assert exact.whole_tokens(groups).dtype == torch.float32 and quick.whole_tokens(groups).dtype == torch.bfloat16
     expected, difficulty = exact.difficulty(groups), quick.difficulty(groups)
     assert difficulty.dtype == torch.float32 and not torch.equal(difficulty, expected)
     assert (difficulty - expected).abs().max() < 0.1 * expected.std()
     assert quick(points, rng=BatchRandom(0))["prediction"].dtype == torch.float32  # what learns: as the run has it
+
+
+@pytest.mark.parametrize("units", [True, False])
+def test_by_itself_it_does_where_the_device_has_units_for_it(units: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.sa3d.sa3d.has_bfloat16", lambda device: units)
+    model = build(average_precision="auto").eval()
+    tokens = model.whole_tokens(model.student.group(cloud(2)))
+    assert tokens.dtype == (torch.bfloat16 if units else torch.float32)
+    assert bool(model.notes(torch.device("cpu"))) == units
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

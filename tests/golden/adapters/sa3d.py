@@ -39,6 +39,7 @@ def build(fixture: Fixture, prefix: str, **options: Any) -> SA3D:
         predictor_depth=args["loss_predictor_depth"],
         predictor_drop_path_rate=args["drop_path_rate"],
         rank_eps=UPSTREAM_EPS,
+        average_precision="run",
         **options,
     )
     report = load_weights(model, fixture.below_dict(prefix), fixture.name, model.key_map)
