@@ -131,6 +131,13 @@ struct Task {
   int64_t count, start;
   const float* means;  // (B, 3) or null
   int64_t* chosen;     // (B, count)
+
+  template <class Sampler>
+  int64_t first(int64_t b, Sampler& sampler) const {
+    if (!means) return start;
+    const float* mean = means + 3 * b;
+    return sampler.step(all_within(mean, 3) ? Point(mean) : Point(INF, INF, INF));
+  }
 };
 
 // Clouds from number b on, one for each sampler. Their steps take turns, so that the search for the farthest point of one
@@ -139,13 +146,7 @@ template <class... Sampler>
 void run(const Task& task, int64_t b, Sampler&... samplers) {
   constexpr int WIDTH = sizeof...(samplers);
   int64_t last[WIDTH], w = 0;
-  const auto begin = [&](auto& sampler) {
-    const float* mean = task.means + 3 * (b + w);
-    last[w] = task.start;
-    if (task.means) last[w] = sampler.step(all_within(mean, 3) ? Point(mean) : Point(INF, INF, INF));
-    w++;
-  };
-  (begin(samplers), ...);
+  ((last[w] = task.first(b + w, samplers), w++), ...);
   for (int64_t s = 0; s < task.count; s++) {
     for (w = 0; w < WIDTH; w++) task.chosen[(b + w) * task.count + s] = last[w];
     if (s + 1 == task.count) break;
@@ -164,6 +165,7 @@ void sample(const float* clouds, int64_t batch, int64_t n, int64_t count, int64_
   if (n >= BUCKETS_FROM_POINTS && count >= BUCKETS_FROM_SAMPLES) {
     BucketSampler sampler(n);
     for (; b < batch; b++) run(task, b, sampler.fill(cloud(b), skip_near_origin));
+    return;
   }
   FlatSampler one(n), two(n);
   for (; b + 2 <= batch && n <= PAIRS_TO_POINTS; b += 2)
