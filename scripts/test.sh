@@ -9,4 +9,6 @@ echo "== ruff format"; $python -m ruff format --check .
 echo "== mypy";        $python -m mypy
 # one process a core, one thread each
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-echo "== pytest";      $python -m pytest -n auto --maxprocesses 8 --dist worksteal "$@"
+speed=tests/extensions/test_speed.py  # measures, so it runs alone
+echo "== pytest";      $python -m pytest -n auto --maxprocesses 8 --dist worksteal --ignore "$speed" "$@"
+[ $# -gt 0 ] || { echo "== speed"; $python -m pytest "$speed"; }

@@ -1,9 +1,11 @@
 """The gate on speed: a share of the ratios to plain PyTorch and scipy that docs/PERFORMANCE.md asks for.
 
-The goals were set on a CPU with AVX-512. A third of them is asked for there, since other tests run at the same time,
-and a sixth where vectors are half as wide or less: plain PyTorch loses less by that than our kernels do.
+The goals were set on a CPU with AVX-512. Half of them is asked for, and a sixth where vectors are narrower than
+those of AVX2: plain PyTorch loses less by that than our kernels do. scripts/test.sh runs this file alone, after the
+others.
 """
 
+import math
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -13,8 +15,8 @@ from extensions import library
 from tools.bench import ops as bench
 from tools.bench.measure import interleaved, machine
 
-ROUNDS = 5
-SHARE = 1 / 3 if "avx512" in machine() else 1 / 6
+ROUNDS, TRIES = 5, 3
+SHARE = 1 / 2 if "avx" in machine() else 1 / 6
 PEERS = ("torch loop", "cKDTree", "cdist", "cdist + topk", "product form", "torch gather", "scipy assignment")
 SLOW = ("32 x 2048", "65536")  # too long for a gate
 
@@ -31,10 +33,15 @@ def test_ratios(group: Callable[[], Iterator[bench.Case]]) -> None:
 def check(case: bench.Case) -> None:
     peers = {name: call for name, call in case.peers.items() if name in PEERS and name in case.wanted}
     before = torch.get_num_threads()
+    best: dict[str, float] = {}
     try:
         torch.set_num_threads(1)
-        best = {name: min(times) for name, times in interleaved({"ours": case.ours, **peers}, ROUNDS).items()}
+        for _ in range(TRIES):  # a busy machine gets another chance
+            for name, times in interleaved({"ours": case.ours, **peers}, ROUNDS).items():
+                best[name] = min([*times, best.get(name, math.inf)])
+            slow = [name for name in peers if best[name] < best["ours"] * case.wanted[name] * SHARE]
+            if not slow:
+                return
     finally:
         torch.set_num_threads(before)
-    for name in peers:
-        assert best[name] / best["ours"] >= case.wanted[name] * SHARE, (case.name, best)
+    raise AssertionError(f"{case.name}: too slow against {', '.join(slow)}: {best}")
