@@ -1,6 +1,7 @@
 // Chamfer distances both ways without the matrix of distances, and their gradient. Large clouds go into buckets: a leaf
 // of queries looks only into the leaves of the other cloud that are nearer than what it has found.
 #include "buckets.h"
+#include "nearest.h"
 
 namespace {
 
@@ -8,123 +9,7 @@ constexpr int64_t BUCKETS_FROM_POINTS = 512;
 constexpr int PAIRS_AHEAD = 4;  // patches whose memory is asked for in advance
 constexpr int LEAF = std::max(LANES, 8);  // small: two leaves are compared point by point
 
-// Indices from number i on, or none where none are asked for.
-INLINE int64_t* from(int64_t* indices, int64_t i) { return indices ? indices + i : nullptr; }
-
-// Whole numbers sort as distances do, which are not negative; at twice the rate, but for AVX-512.
-using Sortable = std::conditional_t<LANES == 16, Float, Int>;
-
-// The nearest that each lane has seen, and its index if that is asked for.
-template <bool INDEX>
-struct Nearest {
-  Sortable distance = (Sortable)all(INF);
-  Int index{};
-
-  METHOD void see(Sortable d, Int candidate) {  // candidates in rising order
-    if (INDEX) index = d < distance ? candidate : index;
-    distance = smaller(d, distance);
-  }
-  METHOD void write(int64_t count, float* distances, int64_t* indices) const {
-    if (INDEX)
-      ::write((Float)distance, index, count, distances, indices);
-    else
-      std::memcpy(distances, &distance, std::min<int64_t>(count, LANES) * sizeof(float));
-  }
-};
-
-// For WIDTH vectors of queries from position i: the nearest of m points, one point after the other.
-template <int WIDTH, bool INDEX>
-INLINE void nearest_block(const Planes& q, int64_t i, const Planes& p, float* distances, int64_t* indices) {
-  Nearest<INDEX> nearest[WIDTH];
-  for (int64_t j = 0; j < p.n; j++) {
-    const Point point(p.x[j], p.y[j], p.z[j]);
-#pragma GCC unroll 4
-    for (int v = 0; v < WIDTH; v++) {
-      const int64_t at = i + v * LANES;
-      nearest[v].see((Sortable)squared_distance(q.x + at, q.y + at, q.z + at, point), all(int32_t(j)));
-    }
-  }
-  for (int64_t v = 0, at = i; v < WIDTH && at < q.n; v++, at += LANES)
-    nearest[v].write(q.n - at, distances + at, from(indices, at));
-}
-
-// Both ways at once where x is WIDTH vectors long: every distance is computed once. Lanes are points of x; the minima
-// over them are found for LANES points of y together.
-template <int WIDTH, bool INDEX>
-class Patch {
- public:
-  explicit Patch(const Planes& x) : x_(x) {}  // padded with infinity
-
-  METHOD void run(const float* y, int64_t m, float* dist1, float* dist2, int64_t* idx1, int64_t* idx2) {
-    int64_t j = 0;
-    for (; j + LANES <= m; j += LANES) block(y + 3 * j, dist2 + j, from(idx2, j));
-    if (j < m) {
-      float points[3 * LANES], distances[LANES];
-      int64_t indices[LANES];
-      for (int i = 0; i < 3 * LANES; i++) points[i] = y[std::min(3 * j + i, 3 * (m - 1) + i % 3)];  // the last again
-      block(points, distances, indices);
-      std::copy_n(distances, m - j, dist2 + j);
-      if (INDEX) std::copy_n(indices, m - j, idx2 + j);
-    }
-    for (int v = 0, i = 0; v < WIDTH; v++, i += LANES) best_[v].write(x_.n - i, dist1 + i, from(idx1, i));
-  }
-
- private:
-  METHOD void block(const float* y, float* distances, int64_t* indices) {
-    store(distances, (Float)smallest<0, LANES>(y));
-    if (!INDEX) return;
-#pragma GCC unroll 16
-    for (int j = 0; j < LANES; j++) {
-      uint64_t partners = 0;  // a bit for each point of x at that distance: the first is the partner
-      for (int v = 0; v < WIDTH; v++)
-        partners |= uint64_t(equal(distance_[j][v], (Sortable)all(distances[j]))) << (v * LANES);
-      indices[j] = __builtin_ctzll(partners);
-    }
-  }
-
-  // For COUNT points of y from that at ROW: lane i holds the smallest distance from point ROW + i % COUNT to some x.
-  template <int ROW, int COUNT>
-  METHOD Sortable smallest(const float* y) {
-    if constexpr (COUNT > 1) {
-      const Sortable low = smallest<ROW, COUNT / 2>(y), high = smallest<ROW + COUNT / 2, COUNT / 2>(y);
-      return smaller_of_pairs<COUNT / 2>(low, high);
-    } else {
-      const Point point(y + 3 * ROW);
-      Sortable least;
-      for (int v = 0; v < WIDTH; v++) {
-        const Sortable d = (Sortable)squared_distance(x_.x + v * LANES, x_.y + v * LANES, x_.z + v * LANES, point);
-        best_[v].see(d, number_);
-        least = v ? smaller(d, least) : d;
-        if (INDEX) distance_[ROW][v] = d;
-      }
-      number_ += 1;
-      return least;
-    }
-  }
-
-  const Planes& x_;
-  Nearest<INDEX> best_[WIDTH];
-  Int number_{};
-  Sortable distance_[INDEX ? LANES : 1][WIDTH];
-};
-
-// As the reference has it where coordinates are not finite: a NaN is the nearest of all.
-void nearest_broken(const Planes& q, const Planes& p, float* distances, int64_t* indices) {
-  for (int64_t i = 0; i < q.n; i++) {
-    const float query[3] = {q.x[i], q.y[i], q.z[i]};
-    float best = INF;
-    int64_t index = 0;
-    for (int64_t j = 0; j < p.n && best == best; j++) {
-      const float point[3] = {p.x[j], p.y[j], p.z[j]};
-      const float d = squared_distance(query, point);
-      if (d < best || d != d) best = d, index = j;
-    }
-    distances[i] = best;
-    if (indices) indices[i] = index;
-  }
-}
-
-// The same for two clouds in buckets.
+// Between two clouds in buckets.
 template <bool INDEX>
 class LeafSearch {
  public:
@@ -194,7 +79,7 @@ class LeafSearch {
       const Point point(p_.points.x[j], p_.points.y[j], p_.points.z[j]);
       const Int candidate = all(p_.original[j]);
       for (int v = 0; v < WIDTH; v++) {
-        const Float d = squared_distance(x + v * LANES, y + v * LANES, z + v * LANES, point);
+        const Float d = distance_from<INDEX>(x + v * LANES, y + v * LANES, z + v * LANES, point);
         const Int nearer = d < best[v], lower = (d == best[v]) & (candidate < index[v]);
         if (INDEX) index[v] = (nearer | lower) ? candidate : index[v];
         best[v] = smaller(d, best[v]);
@@ -208,14 +93,6 @@ class LeafSearch {
   Float best_[WIDTH];
   Int index_[WIDTH];
 };
-
-template <bool INDEX>
-void nearest(const Planes& q, const Planes& p, float* distances, int64_t* indices) {
-  int64_t i = 0;
-  for (; i + 4 * LANES <= q.padded; i += 4 * LANES) nearest_block<4, INDEX>(q, i, p, distances, indices);
-  for (; i + 2 * LANES <= q.padded; i += 2 * LANES) nearest_block<2, INDEX>(q, i, p, distances, indices);
-  for (; i < q.padded; i += LANES) nearest_block<1, INDEX>(q, i, p, distances, indices);
-}
 
 // Both ways between clouds, pair by pair; memory for one pair.
 template <bool INDEX>

@@ -57,7 +57,8 @@ class FlatSampler {
     const Int value = all(largest_lane(most));
     const int32_t first = smallest_lane(most == value ? block : all(NO_INDEX));
     uint64_t which = 0;
-    for (int v = BLOCK / LANES; v-- > 0;) which = which << LANES | bits((Int)load(closest + first + v * LANES) == value);
+    for (int v = BLOCK / LANES; v-- > 0;)
+      which = which << LANES | bits((Int)load(closest + first + v * LANES) == value);
     return first + __builtin_ctzll(which);
   }
 
@@ -140,8 +141,8 @@ struct Task {
   }
 };
 
-// Clouds from number b on, one for each sampler. Their steps take turns, so that the search for the farthest point of one
-// waits while the distances of another are computed.
+// Clouds from number b on, one for each sampler. Their steps take turns, so that the search for the farthest point of
+// one waits while the distances of another are computed.
 template <class... Sampler>
 void run(const Task& task, int64_t b, Sampler&... samplers) {
   constexpr int WIDTH = sizeof...(samplers);
