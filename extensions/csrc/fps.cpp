@@ -83,7 +83,9 @@ class BucketSampler {
     for (int64_t b = 0; b < buckets_.leaves; b++) update(b, Point(INF, INF, INF));
     return *this;
   }
-  Point at(int64_t i) const { return Point(cloud_ + 3 * i); }  // a broken one is near to no box
+  Point at(int64_t i) const {
+    return all_within(cloud_ + 3 * i, 3) ? Point(cloud_ + 3 * i) : Point(INF, INF, INF);  // near to no box
+  }
 
   int32_t step(const Point center) {
     Int most = all(std::numeric_limits<int32_t>::min());

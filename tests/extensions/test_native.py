@@ -82,6 +82,15 @@ def test_large_clouds_take_the_bucketed_paths(kind: str) -> None:
     close("chamfer_means", x[:, :1500], cloud(1, 1, 1100, "normal"), False)
 
 
+@pytest.mark.parametrize("value", [torch.nan, -torch.nan, torch.inf, -torch.inf, 1e30])
+@pytest.mark.parametrize("n, num", [(100, 20), (2500, 260)])
+def test_sampling_may_start_at_a_broken_point(n: int, num: int, value: float) -> None:
+    x = cloud(0, 2, n, "normal")
+    x[:, 3, 1], x[1, 10:40] = value, value
+    for start in (3, -1):
+        same("farthest_point_sample", x, num, start, False)
+
+
 @pytest.mark.parametrize("name", library.SCHEMAS)
 def test_selfcheck(name: str) -> None:
     assert selfcheck.agrees(name, "cpu")
