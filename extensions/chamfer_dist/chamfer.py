@@ -65,7 +65,8 @@ def chamfer_distance(
         if value not in get_args(allowed):
             raise UserError(f"chamfer_distance: {name} must be one of {get_args(allowed)}, got {value!r}")
 
-    if not (ignore_zeros or reduction == "none" or (torch.is_grad_enabled() and (x.requires_grad or y.requires_grad))):
+    differentiate = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
+    if not (differentiate or ignore_zeros or reduction == "none"):
         mean1, mean2 = operators.chamfer_means(x, y, norm == "l1")  # without indices, twice as fast
         return _reduced(mean1, mean2, reduction, norm)
 
