@@ -3,7 +3,7 @@
 #include "common.h"
 
 // Indices from number i on, or none where none are asked for.
-INLINE int64_t* from(int64_t* indices, int64_t i) { return indices ? indices + i : nullptr; }
+INLINE int64_t* indices_from(int64_t* indices, int64_t i) { return indices ? indices + i : nullptr; }
 
 // Whole numbers sort as distances do, which are not negative; at twice the rate, but for AVX-512.
 using Sortable = std::conditional_t<LANES == 16, Float, Int>;
@@ -47,7 +47,7 @@ INLINE void nearest_block(const Planes& q, int64_t i, const Planes& p, float* di
     }
   }
   for (int64_t v = 0, at = i; v < WIDTH && at < q.n; v++, at += LANES)
-    nearest[v].write(q.n - at, distances + at, from(indices, at));
+    nearest[v].write(q.n - at, distances + at, indices_from(indices, at));
 }
 
 // Both ways at once where x is WIDTH vectors long: every distance is computed once. Lanes are points of x; the minima
@@ -59,7 +59,7 @@ class Patch {
 
   METHOD void run(const float* y, int64_t m, float* dist1, float* dist2, int64_t* idx1, int64_t* idx2) {
     int64_t j = 0;
-    for (; j + LANES <= m; j += LANES) block(y + 3 * j, dist2 + j, from(idx2, j));
+    for (; j + LANES <= m; j += LANES) block(y + 3 * j, dist2 + j, indices_from(idx2, j));
     if (j < m) {
       float points[3 * LANES], distances[LANES];
       int64_t indices[LANES];
@@ -68,7 +68,7 @@ class Patch {
       std::copy_n(distances, m - j, dist2 + j);
       if (INDEX) std::copy_n(indices, m - j, idx2 + j);
     }
-    for (int v = 0, i = 0; v < WIDTH; v++, i += LANES) best_[v].write(x_.n - i, dist1 + i, from(idx1, i));
+    for (int v = 0, i = 0; v < WIDTH; v++, i += LANES) best_[v].write(x_.n - i, dist1 + i, indices_from(idx1, i));
   }
 
  private:

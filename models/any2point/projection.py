@@ -48,15 +48,15 @@ class Projection(nn.Module):
         return (points[:, None, :, None] * self.rotation[:, None]).sum(-1)  # no matmul: autocast would round it
 
     def coordinates(self, points: Tensor) -> Tensor:
-        """(B, N, 3) -> places in every view (B, V, N) or (B, V, N, 2)."""
+        """Abstract: (B, N, 3) -> places in every view (B, V, N) or (B, V, N, 2)."""
         raise NotImplementedError
 
     def codes(self, places: Tensor, table: Tensor) -> Tensor:
-        """Mean over the views of the position codes at the places: (B, N, C)."""
+        """Abstract: mean over the views of the position codes at the places: (B, N, C)."""
         raise NotImplementedError
 
     def cells(self, places: Tensor) -> Tensor:
-        """Which cell of its view a token lies in: (B, V, N), int64."""
+        """Abstract: which cell of its view a token lies in: (B, V, N), int64."""
         raise NotImplementedError
 
 
