@@ -37,8 +37,8 @@ SCHEMAS = {
     "three_interpolate_backward": "(Tensor grad, Tensor features, Tensor indices, Tensor weights)"
     " -> (Tensor grad_features, Tensor grad_weights)",
     "chamfer": "(Tensor x, Tensor y) -> (Tensor dist1, Tensor dist2, Tensor idx1, Tensor idx2)",
-    # means (B,) of those distances, or of their roots, where no gradient is asked for
-    "chamfer_means": "(Tensor x, Tensor y, bool root) -> (Tensor mean1, Tensor mean2)",
+    # means of those distances, or of their roots, where no gradient is asked for: of each cloud (B,), or of the whole
+    "chamfer_means": "(Tensor x, Tensor y, bool root, bool whole) -> (Tensor mean1, Tensor mean2)",
     "chamfer_backward": "(Tensor grad1, Tensor grad2, Tensor x, Tensor y, Tensor idx1, Tensor idx2)"
     " -> (Tensor grad_x, Tensor grad_y)",
     # cost (B,) of the approxmatch plan, and its gradients with the plan held constant
@@ -127,7 +127,10 @@ SHAPES: dict[str, Callable[..., Any]] = {
         _indices(x, *x.shape[:2]),
         _indices(y, *y.shape[:2]),
     ),
-    "chamfer_means": lambda x, y, root: (x.new_empty(x.shape[0]), y.new_empty(y.shape[0])),
+    "chamfer_means": lambda x, y, root, whole: (
+        x.new_empty(() if whole else x.shape[0]),
+        y.new_empty(() if whole else y.shape[0]),
+    ),
     "chamfer_backward": lambda grad1, grad2, x, y, idx1, idx2: (torch.empty_like(x), torch.empty_like(y)),
     "approx_match_cost": lambda x, y, squared: (x.new_empty(x.shape[0]), torch.empty_like(x), torch.empty_like(y)),
     "auction": lambda x, y, squared, eps: _indices(x, *x.shape[:2]),

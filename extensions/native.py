@@ -21,7 +21,7 @@ SIGNATURES = {
     "three_interpolate": "pppiiiiipi",
     "three_interpolate_backward": "ppppiiiiippi",
     "chamfer": "ppiiippppi",
-    "chamfer_means": "ppiiiippi",
+    "chamfer_means": "ppiiiiippi",
     "chamfer_backward": "ppppppiiippi",
     "approx_match_cost": "ppiiiipppi",
     "auction": "ppiiidpi",
@@ -152,12 +152,13 @@ class Kernels(Functions):
         self.call("chamfer", x, y, batch, n, m, dist1, dist2, idx1, idx2)
         return dist1, dist2, idx1, idx2
 
-    def chamfer_means(self, x: Tensor, y: Tensor, root: bool) -> Any:
+    def chamfer_means(self, x: Tensor, y: Tensor, root: bool, whole: bool) -> Any:
         if x.dtype != torch.float32:
             return NotImplemented
         (batch, n, _), m = x.shape, y.shape[1]
-        means = x.new_empty(batch), x.new_empty(batch)
-        self.call("chamfer_means", x, y, batch, n, m, root, *means)
+        shape = () if whole else (batch,)
+        means = x.new_empty(shape), x.new_empty(shape)
+        self.call("chamfer_means", x, y, batch, n, m, root, whole, *means)
         return means
 
     def chamfer_backward(self, *inputs: Tensor) -> Any:

@@ -28,7 +28,7 @@ def examples(device: str) -> dict[str, tuple[Any, ...]]:
         "three_interpolate": (features, indices, weights),
         "three_interpolate_backward": (torch.ones(2, 333, 21, device=device), features, indices, weights),
         "chamfer": (x, y),
-        "chamfer_means": (x, y, True),
+        "chamfer_means": (x, y, True, False),
         "chamfer_backward": (nearest[0], nearest[1], x, y, nearest[2], nearest[3]),
         "approx_match_cost": (x, y, False),
         "normalize": (x,),

@@ -67,8 +67,8 @@ def chamfer_distance(
 
     differentiate = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
     if not (differentiate or ignore_zeros or reduction == "none"):
-        mean1, mean2 = operators.chamfer_means(x, y, norm == "l1")  # without indices, twice as fast
-        return _reduced(mean1, mean2, reduction, norm)
+        means = operators.chamfer_means(x, y, norm == "l1", reduction != "patch")  # without indices, twice as fast
+        return means if reduction == "split" else _both_ways(*means, norm)
 
     keep_x, keep_y = (_kept(x, ignore_zeros), _kept(y, ignore_zeros)) if ignore_zeros else (None, None)
     if keep_x is None or keep_y is None:
@@ -85,15 +85,15 @@ def chamfer_distance(
     if reduction == "none":
         return dist1, dist2
 
-    return _reduced(_cloud_mean(dist1, keep_x), _cloud_mean(dist2, keep_y), reduction, norm)
-
-
-def _reduced(mean1: Tensor, mean2: Tensor, reduction: Reduction, norm: Norm) -> Tensor | tuple[Tensor, Tensor]:
-    """What a reduction makes of the means (B,) of the two directions."""
+    mean1, mean2 = _cloud_mean(dist1, keep_x), _cloud_mean(dist2, keep_y)
     if reduction == "split":
         return mean1.mean(), mean2.mean()
-    patch = mean1 + mean2 if norm == "l2" else (mean1 + mean2) / 2
+    patch = _both_ways(mean1, mean2, norm)
     return patch if reduction == "patch" else patch.mean()
+
+
+def _both_ways(mean1: Tensor, mean2: Tensor, norm: Norm) -> Tensor:
+    return mean1 + mean2 if norm == "l2" else (mean1 + mean2) / 2
 
 
 def _kept(cloud: Tensor, rule: bool | str) -> Tensor:

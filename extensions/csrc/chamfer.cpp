@@ -101,19 +101,11 @@ class Pairs {
   Pairs(int64_t n, int64_t m) : x_(n), y_(m) {}
 
   void run(const float* x, const float* y, float* dist1, float* dist2, int64_t* idx1, int64_t* idx2) {
-    const int64_t vectors = x_.padded / LANES;
-    const bool finite = all_within(x, 3 * x_.n) && all_within(y, 3 * y_.n);
-    if (finite && vectors > 0 && vectors <= 4) {
-      prefetch(x + PAIRS_AHEAD * 3 * x_.n, 3 * x_.n);
-      prefetch(y + PAIRS_AHEAD * 3 * y_.n, 3 * y_.n);
-      x_.fill(x, INF);
-      switch (vectors) {
-        case 1: return Patch<1, INDEX>(x_).run(y, y_.n, dist1, dist2, idx1, idx2);
-        case 2: return Patch<2, INDEX>(x_).run(y, y_.n, dist1, dist2, idx1, idx2);
-        case 3: return Patch<3, INDEX>(x_).run(y, y_.n, dist1, dist2, idx1, idx2);
-        case 4: return Patch<4, INDEX>(x_).run(y, y_.n, dist1, dist2, idx1, idx2);
-      }
+    if (x_.n > 0 && x_.n <= 4 * LANES && y_.n > 0) {
+      patch(x, y, dist1, dist2, idx1, idx2);
+      if (all_within(dist1, x_.n) && all_within(dist2, y_.n)) return;  // else some coordinate may not be finite
     }
+    const bool finite = all_within(x, 3 * x_.n) && all_within(y, 3 * y_.n);
     if (finite && std::min(x_.n, y_.n) >= BUCKETS_FROM_POINTS) {
       Buckets<LEAF> one(x_.n), two(y_.n);
       one.fill(x);
@@ -134,21 +126,43 @@ class Pairs {
   }
 
  private:
+  void patch(const float* x, const float* y, float* dist1, float* dist2, int64_t* idx1, int64_t* idx2) {
+    prefetch(x + PAIRS_AHEAD * 3 * x_.n, 3 * x_.n);
+    prefetch(y + PAIRS_AHEAD * 3 * y_.n, 3 * y_.n);
+    x_.fill(x, INF);
+    switch (x_.padded / LANES) {
+      case 1: return Patch<1, INDEX>(x_).run(y, y_.n, dist1, dist2, idx1, idx2);
+      case 2: return Patch<2, INDEX>(x_).run(y, y_.n, dist1, dist2, idx1, idx2);
+      case 3: return Patch<3, INDEX>(x_).run(y, y_.n, dist1, dist2, idx1, idx2);
+      case 4: return Patch<4, INDEX>(x_).run(y, y_.n, dist1, dist2, idx1, idx2);
+    }
+  }
+
   Planes x_, y_;
 };
 
-// Mean of n values or of their roots; a vector behind them is overwritten.
-float mean(float* values, int64_t n, bool root) {
-  constexpr int64_t BLOCK = 64 * LANES;  // so many are added up in single precision
+// In each lane the sum of the values that fall on it, or of their roots; a vector behind the n values is overwritten.
+Float lane_sums(float* values, int64_t n, bool root) {
+  constexpr int64_t BLOCK = 64 * LANES;  // a sum of sums loses less
   store(values + n, Float{});
-  double total = 0;
+  Float total{};
   for (int64_t first = 0; first < n; first += BLOCK) {
     Float part{};
     for (int64_t i = first; i < std::min(n, first + BLOCK); i += LANES)
       part += root ? square_root(load(values + i)) : load(values + i);
-    total += sum(part);
+    total += part;
   }
-  return float(total / double(n));
+  return total;
+}
+
+// Means of up to LANES rows of n values, or of their roots.
+void row_means(float* rows, int64_t stride, int64_t count, int64_t n, bool root, float* means) {
+  Float sums[LANES]{};
+  for (int64_t i = 0; i < count; i++) sums[i] = lane_sums(rows + i * stride, n, root);
+  const auto row = [&](int i) __attribute__((always_inline)) { return sums[i]; };
+  const auto add = [](Float a, Float b) __attribute__((always_inline)) { return a + b; };
+  const Float mean = join_rows<LANES>(0, row, add) / float(n);
+  std::memcpy(means, &mean, count * sizeof(float));
 }
 
 // A point and a lane that is not used.
@@ -191,18 +205,31 @@ extern "C" int64_t pointsmith_chamfer(const float* x, const float* y, int64_t ba
   return 0;
 }
 
-// The means of those distances, or of their roots, for every pair: (B,) and (B,)
+// The means of those distances, or of their roots: each way for every pair, (B,) and (B,), or for the whole batch, one
+// and one
 extern "C" int64_t pointsmith_chamfer_means(const float* x, const float* y, int64_t batch, int64_t n, int64_t m,
-                                            int64_t root, float* mean1, float* mean2, int64_t threads) {
+                                            int64_t root, int64_t whole, float* mean1, float* mean2,
+                                            int64_t threads) {
+  Array<float> each1(batch), each2(batch);
   parallel(batch, threads, [&](int64_t begin, int64_t end) {
     Pairs<false> pairs(n, m);
-    Array<float> dist1(n), dist2(m);
-    for (int64_t b = begin; b < end; b++) {
-      pairs.run(x + 3 * b * n, y + 3 * b * m, dist1, dist2, nullptr, nullptr);
-      mean1[b] = mean(dist1, n, root);
-      mean2[b] = mean(dist2, m, root);
+    const int64_t some = std::max(n, m) <= 64 ? LANES : 1;  // small pairs whose means are found together
+    Array<float> dist1(some * (n + LANES)), dist2(some * (m + LANES));
+    for (int64_t first = begin; first < end; first += some) {
+      const int64_t count = std::min(some, end - first);
+      for (int64_t i = 0, b = first; i < count; i++, b++)
+        pairs.run(x + 3 * b * n, y + 3 * b * m, dist1 + i * (n + LANES), dist2 + i * (m + LANES), nullptr, nullptr);
+      row_means(dist1, n + LANES, count, n, root, each1 + first);
+      row_means(dist2, m + LANES, count, m, root, each2 + first);
     }
   });
+  if (whole) {
+    *mean1 = sum(lane_sums(each1, batch, false)) / float(batch);
+    *mean2 = sum(lane_sums(each2, batch, false)) / float(batch);
+  } else {
+    std::copy_n(+each1, batch, mean1);
+    std::copy_n(+each2, batch, mean2);
+  }
   return 0;
 }
 

@@ -110,7 +110,9 @@ INLINE float squared_distance(const float* a, const float* b) {
 }
 // True if no value is larger than the limit, or NaN.
 INLINE bool all_within(const float* values, int64_t n, float limit = std::numeric_limits<float>::max()) {
-  int32_t bad = 0;
-  for (int64_t i = 0; i < n; i++) bad |= !(std::fabs(values[i]) <= limit);
-  return !bad;
+  uint32_t outside = 0;
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES) outside |= ~not_above(magnitude(load(values + i)), all(limit)) & ALL_LANES;
+  for (; i < n; i++) outside |= !(std::fabs(values[i]) <= limit);
+  return !outside;
 }

@@ -51,7 +51,8 @@ INLINE void nearest_block(const Planes& q, int64_t i, const Planes& p, float* di
 }
 
 // Both ways at once where x is WIDTH vectors long: every distance is computed once. Lanes are points of x; the minima
-// over them are found for LANES points of y together.
+// over them are found for LANES points of y together. What holds a coordinate that is not finite gets a distance that is
+// not finite, and some index.
 template <int WIDTH, bool INDEX>
 class Patch {
  public:
@@ -73,35 +74,30 @@ class Patch {
 
  private:
   METHOD void block(const float* y, float* distances, int64_t* indices) {
-    store(distances, (Float)smallest<0, LANES>(y));
+    const auto row = [&](int j) __attribute__((always_inline)) { return smallest(j, Point(y + 3 * j)); };
+    const auto join = [](Sortable a, Sortable b) __attribute__((always_inline)) { return smaller(a, b); };
+    store(distances, (Float)join_rows<LANES>(0, row, join));
     if (!INDEX) return;
 #pragma GCC unroll 16
     for (int j = 0; j < LANES; j++) {
-      uint64_t partners = 0;  // a bit for each point of x at that distance: the first is the partner
+      uint64_t partners = uint64_t(1) << 63;  // a bit for each point of x at that distance: the first is the partner
       for (int v = 0; v < WIDTH; v++)
         partners |= uint64_t(equal(distance_[j][v], (Sortable)all(distances[j]))) << (v * LANES);
       indices[j] = __builtin_ctzll(partners);
     }
   }
 
-  // For COUNT points of y from that at ROW: lane i holds the smallest distance from point ROW + i % COUNT to some x.
-  template <int ROW, int COUNT>
-  METHOD Sortable smallest(const float* y) {
-    if constexpr (COUNT > 1) {
-      const Sortable low = smallest<ROW, COUNT / 2>(y), high = smallest<ROW + COUNT / 2, COUNT / 2>(y);
-      return smaller_of_pairs<COUNT / 2>(low, high);
-    } else {
-      const Point point(y + 3 * ROW);
-      Sortable least;
-      for (int v = 0, i = 0; v < WIDTH; v++, i += LANES) {
-        const Sortable d = (Sortable)distance_from<INDEX>(x_.x + i, x_.y + i, x_.z + i, point);
-        best_[v].see(d, number_);
-        least = v ? smaller(d, least) : d;
-        if (INDEX) distance_[ROW][v] = d;
-      }
-      number_ += 1;
-      return least;
+  // The smallest distance of a point of y, number j of its block, from those points of x that share a lane.
+  METHOD Sortable smallest(int j, const Point& point) {
+    Sortable least;
+    for (int v = 0, i = 0; v < WIDTH; v++, i += LANES) {
+      const Sortable d = (Sortable)distance_from<INDEX>(x_.x + i, x_.y + i, x_.z + i, point);
+      best_[v].see(d, number_);
+      least = v ? smaller(d, least) : d;
+      if (INDEX) distance_[j][v] = d;
     }
+    number_ += 1;
+    return least;
   }
 
   const Planes& x_;

@@ -25,8 +25,8 @@ int64_t pointsmith_three_interpolate_backward(const float*, const float*, const 
                                               int64_t, int64_t, int64_t, int64_t, float*, float*, int64_t);
 int64_t pointsmith_chamfer(const float*, const float*, int64_t, int64_t, int64_t, float*, float*, int64_t*, int64_t*,
                            int64_t);
-int64_t pointsmith_chamfer_means(const float*, const float*, int64_t, int64_t, int64_t, int64_t, float*, float*,
-                                 int64_t);
+int64_t pointsmith_chamfer_means(const float*, const float*, int64_t, int64_t, int64_t, int64_t, int64_t, float*,
+                                 float*, int64_t);
 int64_t pointsmith_chamfer_backward(const float*, const float*, const float*, const float*, const int64_t*,
                                     const int64_t*, int64_t, int64_t, int64_t, float*, float*, int64_t);
 int64_t pointsmith_approx_match_cost(const float*, const float*, int64_t, int64_t, int64_t, int64_t, float*, float*,
@@ -80,8 +80,8 @@ static void run(int64_t batch, int64_t n, int64_t m, int64_t k, int kind, int64_
   Indices members(batch * k * k);
   pointsmith_group(x.data(), batch, n, k, k, 1, neighborhood.data(), center.data(), members.data(), threads);
   pointsmith_chamfer(x.data(), y.data(), batch, n, m, d1.data(), d2.data(), idx1.data(), idx2.data(), threads);
-  Floats mean1(batch), mean2(batch);
-  pointsmith_chamfer_means(x.data(), y.data(), batch, n, m, n % 2, mean1.data(), mean2.data(), threads);
+  Floats mean1(batch + 1), mean2(batch + 1);
+  pointsmith_chamfer_means(x.data(), y.data(), batch, n, m, n % 2, m % 2, mean1.data(), mean2.data(), threads);
   pointsmith_chamfer_backward(d1.data(), d2.data(), x.data(), y.data(), idx1.data(), idx2.data(), batch, n, m,
                               gx.data(), gy.data(), threads);
 

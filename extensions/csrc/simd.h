@@ -139,16 +139,27 @@ INLINE void compact_lanes(int32_t* out, int32_t first, uint32_t which) {
 #endif
 #endif
 
-// Of two lanes at a distance, a power of two, the smaller: in the lower lane that of a, in the upper that of b. By such
-// steps LANES vectors come to one that holds the smallest lane of each.
-template <int DISTANCE, class Vector>
-INLINE Vector smaller_of_pairs(Vector a, Vector b) {
+// What join makes of two lanes at a distance, a power of two: in the lower lane of those of a, in the upper of those of b.
+template <int DISTANCE, class Vector, class Join>
+INLINE Vector join_lanes(Vector a, Vector b, Join join) {
 #define OWN(lane) ((lane) & DISTANCE ? LANES + (lane) : (lane))
 #define OTHER(lane) ((lane) & DISTANCE ? LANES + (lane) - DISTANCE : (lane) + DISTANCE)
   const Vector own = __builtin_shufflevector(a, b, EACH_LANE(OWN));
-  return smaller(own, __builtin_shufflevector(a, b, EACH_LANE(OTHER)));
+  return join(own, __builtin_shufflevector(a, b, EACH_LANE(OTHER)));
 #undef OWN
 #undef OTHER
+}
+
+// For COUNT rows from the first on, each a vector that row(i) returns: lane i holds what join makes of all lanes of
+// row first + i % COUNT. A tree: two operations and a half for each of LANES rows.
+template <int COUNT, class Row, class Join>
+INLINE auto join_rows(int first, Row row, Join join) {
+  if constexpr (COUNT == 1) {
+    return row(first);
+  } else {
+    const auto low = join_rows<COUNT / 2>(first, row, join), high = join_rows<COUNT / 2>(first + COUNT / 2, row, join);
+    return join_lanes<COUNT / 2>(low, high, join);
+  }
 }
 
 // Coordinate AXIS of LANES points (x, y, z), which fill three vectors.
@@ -171,6 +182,8 @@ INLINE Vector square_root(Vector a) {
   for (unsigned i = 0; i < sizeof a / sizeof(Lane); i++) a[i] = std::sqrt(a[i]);
   return a;
 }
+INLINE Float magnitude(Float a) { return (Float)((Int)a & std::numeric_limits<int32_t>::max()); }
+constexpr uint32_t ALL_LANES = (1u << LANES) - 1;
 // a * b + c, in one rounding where the CPU can: only for results that no index depends on
 INLINE Float fused(Float a, Float b, Float c) {
 #if defined(__AVX512F__)

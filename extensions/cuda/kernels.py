@@ -161,11 +161,13 @@ def chamfer(x: Tensor, y: Tensor) -> Any:
     return out
 
 
-def chamfer_means(x: Tensor, y: Tensor, root: bool) -> Any:
+def chamfer_means(x: Tensor, y: Tensor, root: bool, whole: bool) -> Any:
     if x.dtype != torch.float32:
         return NotImplemented
     dist1, dist2, _, _ = chamfer(x, y)
-    return (dist1.sqrt().mean(1), dist2.sqrt().mean(1)) if root else (dist1.mean(1), dist2.mean(1))
+    if root:
+        dist1, dist2 = dist1.sqrt(), dist2.sqrt()
+    return (dist1.mean(), dist2.mean()) if whole else (dist1.mean(1), dist2.mean(1))
 
 
 def chamfer_backward(grad1: Tensor, grad2: Tensor, x: Tensor, y: Tensor, idx1: Tensor, idx2: Tensor) -> Any:

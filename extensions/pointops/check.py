@@ -4,6 +4,7 @@ Geometry is never done below float32: half and bfloat16 are cast up, float64 sta
 devices only, never values, so that no operation waits for the device.
 """
 
+import functools
 import operator
 
 import torch
@@ -25,10 +26,11 @@ def check_clouds(where: str, *, channels: int | None = 3, **tensors: Tensor) -> 
             shapes = f"{tuple(first.shape)} and {tuple(tensor.shape)}"
             raise UserError(f"{where}: {first_name} and {name} differ in batch or channels: {shapes}")
         check_same_device(where, first_name, first, name, tensor)
-    precision = torch.float32
-    for tensor in tensors.values():
-        precision = torch.promote_types(precision, tensor.dtype)
-    return [tensor.to(precision) for tensor in tensors.values()]
+    clouds = list(tensors.values())
+    if all(cloud.dtype == torch.float32 for cloud in clouds):
+        return clouds
+    precision = functools.reduce(torch.promote_types, (cloud.dtype for cloud in clouds), torch.float32)
+    return [cloud.to(precision) for cloud in clouds]
 
 
 def check_same_device(where: str, first_name: str, first: Tensor, name: str, tensor: Tensor) -> None:

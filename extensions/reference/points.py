@@ -179,10 +179,12 @@ def chamfer(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return dist1, dist2, idx1, idx2
 
 
-def chamfer_means(x: Tensor, y: Tensor, root: bool) -> tuple[Tensor, Tensor]:
-    """Means (B,) of the squared distances of `chamfer`, or of the distances, each way."""
+def chamfer_means(x: Tensor, y: Tensor, root: bool, whole: bool) -> tuple[Tensor, Tensor]:
+    """Means of the squared distances of `chamfer`, or of the distances, each way: (B,), or of the whole batch ()."""
     dist1, dist2, _, _ = chamfer(x, y)
-    return (dist1.sqrt().mean(1), dist2.sqrt().mean(1)) if root else (dist1.mean(1), dist2.mean(1))
+    if root:
+        dist1, dist2 = dist1.sqrt(), dist2.sqrt()
+    return (dist1.mean(), dist2.mean()) if whole else (dist1.mean(1), dist2.mean(1))
 
 
 def chamfer_backward(

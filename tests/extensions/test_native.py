@@ -68,7 +68,7 @@ def test_equals_reference(seed: int, n: int, m: int, kind: str, other: str, data
     same("ball_query", y, x, data.draw(st.sampled_from([1e-30, 0.3, 1.0, 1e19])), k)
     same("three_nn", y, x)
     same("chamfer", x, y)
-    close("chamfer_means", x, y, data.draw(st.booleans()))
+    close("chamfer_means", x, y, data.draw(st.booleans()), data.draw(st.booleans()))
     if kind not in ("NaN", "infinite", "overflowing"):
         same("group", x, k, k, False)
 
@@ -79,7 +79,7 @@ def test_large_clouds_take_the_bucketed_paths(kind: str) -> None:
     same("farthest_point_sample", x, 600, 3, True)
     same("knn", x[:, :200], x, 16)
     same("chamfer", x[:, :1500], cloud(1, 1, 1100, "normal"))
-    close("chamfer_means", x[:, :1500], cloud(1, 1, 1100, "normal"), False)
+    close("chamfer_means", x[:, :1500], cloud(1, 1, 1100, "normal"), False, False)
 
 
 @pytest.mark.parametrize("value", [torch.nan, -torch.nan, torch.inf, -torch.inf, 1e30])
@@ -165,7 +165,7 @@ def test_chamfer_of_patches(n: int, kind: str) -> None:
         y = cloud(1, 3, m, "normal")
         same("chamfer", x, y)
         same("chamfer", y, x)
-        close("chamfer_means", x, y, n % 2 == 0)
+        close("chamfer_means", x, y, n % 2 == 0, m % 2 == 0)
 
 
 def test_gradient_of_a_gradient() -> None:

@@ -1,4 +1,4 @@
-"""Interleaved timing: every contender once a round, medians over the rounds, so that a busy machine hits all alike."""
+"""Interleaved timing: every contender has a turn in every round, so that a busy machine hits all alike."""
 
 import math
 import platform
@@ -10,19 +10,22 @@ from pathlib import Path
 
 import torch
 
-MINIMUM = 0.004  # seconds that a measurement should last at least; shorter calls are repeated
+TURN = 0.05  # seconds that a turn lasts at least: shorter calls are repeated, so that they are measured warm
 
 
 def interleaved(
-    contenders: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.process_time
+    contenders: dict[str, Callable[[], object]],
+    rounds: int,
+    clock: Callable[[], float] = time.process_time,
+    turn: float = TURN,
 ) -> dict[str, list[float]]:
-    """Seconds of every call in every round."""
+    """Seconds of a call in every round. A turn of 0 is one call, which finds its data and code gone from the caches."""
     repeats = {}
     for name, call in contenders.items():
         call()
         start = clock()
         call()
-        repeats[name] = max(1, min(200, int(MINIMUM / max(clock() - start, 1e-6))))
+        repeats[name] = max(1, min(200, int(turn / max(clock() - start, 1e-6))))
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, call in contenders.items():

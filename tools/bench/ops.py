@@ -255,10 +255,16 @@ def cases() -> Iterator[Case]:
 
 
 def table(rounds: int, only: str = "") -> str:
-    """Markdown: one line a case. CPU time at one thread; in the last column the gain of two threads in wall time."""
+    """Markdown: one line a case. CPU time at one thread: of calls in a row, and of the first one after others; in the
+    last column the gain of two threads in wall time."""
     import time
 
-    lines = [machine(), "", "| goal | case | ours | peers: time, ratio (goal) | 2 threads |", "|---|---|---|---|---|"]
+    lines = [
+        machine(),
+        "",
+        "| goal | case | ours | first call | peers: time, ratio (goal) | 2 threads |",
+        "|---|---|---|---|---|---|",
+    ]
     threads = torch.get_num_threads()
     for case in cases():
         if only not in case.name:
@@ -266,6 +272,8 @@ def table(rounds: int, only: str = "") -> str:
         torch.set_num_threads(1)
         medians = {k: median(v) for k, v in interleaved({"ours": case.ours, **case.peers}, rounds).items()}
         ours = medians.pop("ours")
+        other = next(iter(case.peers.values()))
+        first = median(interleaved({"ours": case.ours, "other": other}, rounds, turn=0)["ours"])
         parts = []
         for name, value in medians.items():
             goal = f" ({case.wanted[name]:g})" if name in case.wanted else ""
@@ -276,7 +284,9 @@ def table(rounds: int, only: str = "") -> str:
             torch.set_num_threads(2)
             two = interleaved({"two": case.ours}, rounds, time.perf_counter)["two"]
             gain = f"{min(one) / min(two):.2f}x"
-        lines.append(f"| {case.goal} | {case.name} | {seconds(ours)} | {'; '.join(parts)} | {gain} |")
+        lines.append(
+            f"| {case.goal} | {case.name} | {seconds(ours)} | {seconds(first)} | {'; '.join(parts)} | {gain} |"
+        )
         print(lines[-1], flush=True)
     torch.set_num_threads(threads)
     return "\n".join(lines) + "\n"
