@@ -37,9 +37,13 @@ SCHEMAS = {
     "three_interpolate_backward": "(Tensor grad, Tensor features, Tensor indices, Tensor weights)"
     " -> (Tensor grad_features, Tensor grad_weights)",
     "chamfer": "(Tensor x, Tensor y) -> (Tensor dist1, Tensor dist2, Tensor idx1, Tensor idx2)",
-    # means of those distances, or of their roots, where no gradient is asked for: of each cloud (B,), or of the whole
-    "chamfer_means": "(Tensor x, Tensor y, bool root, bool whole) -> (Tensor mean1, Tensor mean2)",
     "chamfer_backward": "(Tensor grad1, Tensor grad2, Tensor x, Tensor y, Tensor idx1, Tensor idx2)"
+    " -> (Tensor grad_x, Tensor grad_y)",
+    # means of those distances, or of their roots: of each cloud (B,), or of the whole batch (); indices (0,) unless
+    # they are asked for, which a gradient needs
+    "chamfer_means": "(Tensor x, Tensor y, bool root, bool whole, bool indices)"
+    " -> (Tensor mean1, Tensor mean2, Tensor idx1, Tensor idx2)",
+    "chamfer_means_backward": "(Tensor grad1, Tensor grad2, Tensor x, Tensor y, Tensor idx1, Tensor idx2, bool root)"
     " -> (Tensor grad_x, Tensor grad_y)",
     # cost (B,) of the approxmatch plan, and its gradients with the plan held constant
     "approx_match_cost": "(Tensor x, Tensor y, bool squared) -> (Tensor cost, Tensor grad_x, Tensor grad_y)",
@@ -51,7 +55,7 @@ SCHEMAS = {
     "window_spread": "(Tensor weights, Tensor rows) -> Tensor",
 }
 WINDOWS = ("window_scores", "window_mix", "window_spread")
-DIFFERENTIABLE = ("chamfer", "three_interpolate", "approx_match_cost", *WINDOWS)
+DIFFERENTIABLE = ("chamfer", "chamfer_means", "three_interpolate", "approx_match_cost", *WINDOWS)
 CHOICES = ("auto", "torch", "native")
 
 
@@ -127,10 +131,13 @@ SHAPES: dict[str, Callable[..., Any]] = {
         _indices(x, *x.shape[:2]),
         _indices(y, *y.shape[:2]),
     ),
-    "chamfer_means": lambda x, y, root, whole: (
+    "chamfer_means": lambda x, y, root, whole, indices: (
         x.new_empty(() if whole else x.shape[0]),
         y.new_empty(() if whole else y.shape[0]),
+        _indices(x, *(x.shape[:2] if indices else (0,))),
+        _indices(y, *(y.shape[:2] if indices else (0,))),
     ),
+    "chamfer_means_backward": lambda grad1, grad2, x, y, idx1, idx2, root: (torch.empty_like(x), torch.empty_like(y)),
     "chamfer_backward": lambda grad1, grad2, x, y, idx1, idx2: (torch.empty_like(x), torch.empty_like(y)),
     "approx_match_cost": lambda x, y, squared: (x.new_empty(x.shape[0]), torch.empty_like(x), torch.empty_like(y)),
     "auction": lambda x, y, squared, eps: _indices(x, *x.shape[:2]),
@@ -151,15 +158,31 @@ for _name, _schema in SCHEMAS.items():
         _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 
 
-def _save_chamfer(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs, *output[2:])
+def _save_chamfer(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:2], *output[2:])
     ctx.mark_non_differentiable(*output[2:])
+    ctx.set_materialize_grads(False)  # else indices get gradients of zeros
+    ctx.options, ctx.shapes = inputs[2:], [one_way.shape for one_way in output[:2]]
 
 
-def _chamfer_backward(ctx: Any, grad1: Tensor, grad2: Tensor, *_: None) -> tuple[Tensor, Tensor]:
+def _chamfer_grads(ctx: Any, grads: tuple[Tensor | None, ...]) -> list[Tensor]:
+    """Gradients of both ways, zeros for one that is not used."""
+    like = ctx.saved_tensors[0]
+    return [like.new_zeros(shape) if grad is None else grad for shape, grad in zip(ctx.shapes, grads)]
+
+
+def _chamfer_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, Tensor]:
     # asked for a graph of the gradient, compute it by differentiable steps
     backward = reference.chamfer_backward if torch.is_grad_enabled() else operators.chamfer_backward
-    return backward(grad1, grad2, *ctx.saved_tensors)
+    return backward(*_chamfer_grads(ctx, grads), *ctx.saved_tensors)
+
+
+def _means_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    name, (root, _, indices) = "chamfer_means_backward", ctx.options
+    if not indices:
+        raise UserError("chamfer_means has a gradient only with indices=True")
+    backward = getattr(reference if torch.is_grad_enabled() else operators, name)
+    return *backward(*_chamfer_grads(ctx, grads), *ctx.saved_tensors, root), None, None, None
 
 
 def _save_interpolate(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -211,6 +234,7 @@ for _name, _backward, _save in (
     ("window_mix", _mix_backward, _save_inputs),
     ("window_spread", _spread_backward, _save_inputs),
     ("chamfer", _chamfer_backward, _save_chamfer),
+    ("chamfer_means", _means_backward, _save_chamfer),
     ("three_interpolate", _interpolate_backward, _save_interpolate),
     ("approx_match_cost", _cost_backward, _save_cost),
 ):

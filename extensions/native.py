@@ -21,8 +21,9 @@ SIGNATURES = {
     "three_interpolate": "pppiiiiipi",
     "three_interpolate_backward": "ppppiiiiippi",
     "chamfer": "ppiiippppi",
-    "chamfer_means": "ppiiiiippi",
+    "chamfer_means": "ppiiiiippppi",
     "chamfer_backward": "ppppppiiippi",
+    "chamfer_means_backward": "ppppppiiiiippi",
     "approx_match_cost": "ppiiiipppi",
     "auction": "ppiiidpi",
     "normalize": "piipi",
@@ -152,14 +153,15 @@ class Kernels(Functions):
         self.call("chamfer", x, y, batch, n, m, dist1, dist2, idx1, idx2)
         return dist1, dist2, idx1, idx2
 
-    def chamfer_means(self, x: Tensor, y: Tensor, root: bool, whole: bool) -> Any:
+    def chamfer_means(self, x: Tensor, y: Tensor, root: bool, whole: bool, indices: bool) -> Any:
         if x.dtype != torch.float32:
             return NotImplemented
         (batch, n, _), m = x.shape, y.shape[1]
         shape = () if whole else (batch,)
         means = x.new_empty(shape), x.new_empty(shape)
-        self.call("chamfer_means", x, y, batch, n, m, root, whole, *means)
-        return means
+        nearest = [x.new_empty((batch, size) if indices else (0,), dtype=torch.int64) for size in (n, m)]
+        self.call("chamfer_means", x, y, batch, n, m, root, whole, *means, *(nearest if indices else (None, None)))
+        return *means, *nearest
 
     def chamfer_backward(self, *inputs: Tensor) -> Any:
         x, y = inputs[2:4]
@@ -167,6 +169,16 @@ class Kernels(Functions):
             return NotImplemented
         gradients = torch.empty_like(x), torch.empty_like(y)
         status = self.call("chamfer_backward", *inputs, x.shape[0], x.shape[1], y.shape[1], *gradients)
+        return NotImplemented if status == NO_KERNEL else gradients
+
+    def chamfer_means_backward(self, *inputs: Any) -> Any:
+        *tensors, root = inputs
+        grad1, _, x, y, _, _ = tensors
+        if x.dtype != torch.float32:
+            return NotImplemented
+        gradients, whole = (torch.empty_like(x), torch.empty_like(y)), grad1.ndim == 0
+        (batch, n, _), m = x.shape, y.shape[1]
+        status = self.call("chamfer_means_backward", *tensors, batch, n, m, root, whole, *gradients)
         return NotImplemented if status == NO_KERNEL else gradients
 
     def approx_match_cost(self, x: Tensor, y: Tensor, squared: bool) -> Any:

@@ -65,35 +65,38 @@ def chamfer_distance(
         if value not in get_args(allowed):
             raise UserError(f"chamfer_distance: {name} must be one of {get_args(allowed)}, got {value!r}")
 
-    differentiate = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
-    if not (differentiate or ignore_zeros or reduction == "none"):
-        means = operators.chamfer_means(x, y, norm == "l1", reduction != "patch")  # without indices, twice as fast
-        return means if reduction == "split" else _both_ways(*means, norm)
-
-    keep_x, keep_y = (_kept(x, ignore_zeros), _kept(y, ignore_zeros)) if ignore_zeros else (None, None)
-    if keep_x is None or keep_y is None:
+    if ignore_zeros:
+        return _without_padding(x, y, reduction, norm, ignore_zeros)
+    if reduction == "none":
         dist1, dist2, _, _ = operators.chamfer(x, y)
-    else:
-        _, _, to_y, to_x = operators.chamfer(_out_of_reach(x.detach(), keep_x), _out_of_reach(y.detach(), keep_y))
-        dist1 = (x - gather_points(y, to_y)).square().sum(2)  # (B, n)
-        dist2 = (y - gather_points(x, to_x)).square().sum(2)  # (B, m)
+        return (dist1, dist2) if norm == "l2" else (safe_sqrt(dist1), safe_sqrt(dist2))
+    differentiate = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
+    mean1, mean2, _, _ = operators.chamfer_means(x, y, norm == "l1", reduction != "patch", differentiate)
+    return (mean1, mean2) if reduction == "split" else _both_ways(mean1, mean2, norm)
+
+
+def _both_ways(one: Tensor, two: Tensor, norm: Norm) -> Tensor:
+    return one + two if norm == "l2" else (one + two) / 2
+
+
+def _without_padding(
+    x: Tensor, y: Tensor, reduction: Reduction, norm: Norm, rule: bool | str
+) -> Tensor | tuple[Tensor, Tensor]:
+    keep_x, keep_y = _kept(x, rule), _kept(y, rule)
+    _, _, to_y, to_x = operators.chamfer(_out_of_reach(x.detach(), keep_x), _out_of_reach(y.detach(), keep_y))
+    dist1 = (x - gather_points(y, to_y)).square().sum(2)  # (B, n)
+    dist2 = (y - gather_points(x, to_x)).square().sum(2)  # (B, m)
     if norm == "l1":
         dist1, dist2 = safe_sqrt(dist1), safe_sqrt(dist2)
-    if keep_x is not None and keep_y is not None:
-        keep_x, keep_y = keep_x & keep_y.any(1, keepdim=True), keep_y & keep_x.any(1, keepdim=True)
-        dist1, dist2 = dist1.masked_fill(~keep_x, 0), dist2.masked_fill(~keep_y, 0)
+    keep_x, keep_y = keep_x & keep_y.any(1, keepdim=True), keep_y & keep_x.any(1, keepdim=True)
+    dist1, dist2 = dist1.masked_fill(~keep_x, 0), dist2.masked_fill(~keep_y, 0)
     if reduction == "none":
         return dist1, dist2
-
-    mean1, mean2 = _cloud_mean(dist1, keep_x), _cloud_mean(dist2, keep_y)
+    mean1, mean2 = (dist.sum(1) / keep.sum(1).clamp_min(1) for dist, keep in ((dist1, keep_x), (dist2, keep_y)))
     if reduction == "split":
         return mean1.mean(), mean2.mean()
     patch = _both_ways(mean1, mean2, norm)
     return patch if reduction == "patch" else patch.mean()
-
-
-def _both_ways(mean1: Tensor, mean2: Tensor, norm: Norm) -> Tensor:
-    return mean1 + mean2 if norm == "l2" else (mean1 + mean2) / 2
 
 
 def _kept(cloud: Tensor, rule: bool | str) -> Tensor:
@@ -104,8 +107,3 @@ def _kept(cloud: Tensor, rule: bool | str) -> Tensor:
 def _out_of_reach(cloud: Tensor, keep: Tensor) -> Tensor:
     """The cloud with ignored points moved so far away that they are nearest to nothing."""
     return cloud.masked_fill(~keep[..., None], torch.finfo(cloud.dtype).max)
-
-
-def _cloud_mean(distance: Tensor, keep: Tensor | None) -> Tensor:
-    """Mean over the kept points of every cloud (B,)."""
-    return distance.mean(1) if keep is None else distance.sum(1) / keep.sum(1).clamp_min(1)

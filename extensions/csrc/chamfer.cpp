@@ -169,14 +169,21 @@ void row_means(float* rows, int64_t stride, int64_t count, int64_t n, bool root,
 typedef float Quad __attribute__((vector_size(16)));
 INLINE Quad quad(const float* p) { return Quad{p[0], p[1], p[2], 0}; }
 
-// Pull both ends of every pair (i, index[i]) together.
-void pull(const float* x, const float* y, const int64_t* index, const float* grad, int64_t n, Quad* grad_x,
-          Quad* grad_y) {
+// Pull both ends of every pair (i, index[i]) together, by the way between them times weight(i, way).
+template <class Weight>
+void pull(const float* x, const float* y, const int64_t* index, int64_t n, Quad* grad_x, Quad* grad_y, Weight weight) {
   for (int64_t i = 0; i < n; i++) {
-    const Quad force = 2 * grad[i] * (quad(x + 3 * i) - quad(y + 3 * index[i]));
+    const Quad way = quad(x + 3 * i) - quad(y + 3 * index[i]);
+    const Quad force = weight(i, way) * way;
     grad_x[i] += force;
     grad_y[index[i]] -= force;
   }
+}
+
+// Of a distance, which is taken to have no gradient where it is zero.
+float weight_of_root(float share, Quad way) {
+  const float length = std::sqrt(way[0] * way[0] + way[1] * way[1] + way[2] * way[2]);
+  return length == 0 ? 0 : share / length;
 }
 
 void write(const Quad* points, int64_t n, float* cloud) {
@@ -188,6 +195,44 @@ bool all_below(const int64_t* index, int64_t n, int64_t limit) {
   bool bad = false;
   for (int64_t i = 0; i < n; i++) bad |= uint64_t(index[i]) >= uint64_t(limit);
   return !bad;
+}
+
+// Means of the distances of every pair, or of their roots, each way; indices where they are asked for.
+template <bool INDEX>
+void means(const float* x, const float* y, int64_t batch, int64_t n, int64_t m, bool root, float* mean1, float* mean2,
+           int64_t* idx1, int64_t* idx2, int64_t threads) {
+  const int64_t some = std::max(n, m) <= 64 ? LANES : 1;  // small pairs whose means are found together
+  const int64_t row1 = round_up(n, LANES) + LANES, row2 = round_up(m, LANES) + LANES;
+  parallel(batch, threads, [&](int64_t begin, int64_t end) {
+    Pairs<INDEX> pairs(n, m);
+    Array<float> dist1(some * row1), dist2(some * row2);
+    for (int64_t first = begin; first < end; first += some) {
+      const int64_t count = std::min(some, end - first);
+      for (int64_t i = 0, b = first; i < count; i++, b++)
+        pairs.run(x + 3 * b * n, y + 3 * b * m, dist1 + i * row1, dist2 + i * row2, indices_from(idx1, b * n),
+                  indices_from(idx2, b * m));
+      row_means(dist1, row1, count, n, root, mean1 + first);
+      row_means(dist2, row2, count, m, root, mean2 + first);
+    }
+  });
+}
+
+// Gradients of x and y; pull_pair(b, pulled_x, pulled_y) does the work. False if an index is out of range.
+template <class Pull>
+bool backward(const int64_t* idx1, const int64_t* idx2, int64_t batch, int64_t n, int64_t m, float* grad_x,
+              float* grad_y, int64_t threads, Pull pull_pair) {
+  if (!all_below(idx1, batch * n, m) || !all_below(idx2, batch * m, n)) return false;
+  parallel(batch, threads, [&](int64_t begin, int64_t end) {
+    Array<Quad> pulled_x(n), pulled_y(m);
+    for (int64_t b = begin; b < end; b++) {
+      std::fill_n(+pulled_x, n, Quad{});
+      std::fill_n(+pulled_y, m, Quad{});
+      pull_pair(b, pulled_x, pulled_y);
+      write(pulled_x, n, grad_x + 3 * b * n);
+      write(pulled_y, m, grad_y + 3 * b * m);
+    }
+  });
+  return true;
 }
 
 }  // namespace
@@ -205,24 +250,16 @@ extern "C" int64_t pointsmith_chamfer(const float* x, const float* y, int64_t ba
   return 0;
 }
 
-// The means of those distances, or of their roots: each way for every pair, (B,) and (B,), or for the whole batch, one
-// and one
+// The means of those distances, or of their roots, each way: for every pair, (B,) and (B,), or for the whole batch, one
+// and one; and the indices, or none where they are null.
 extern "C" int64_t pointsmith_chamfer_means(const float* x, const float* y, int64_t batch, int64_t n, int64_t m,
-                                            int64_t root, int64_t whole, float* mean1, float* mean2,
-                                            int64_t threads) {
+                                            int64_t root, int64_t whole, float* mean1, float* mean2, int64_t* idx1,
+                                            int64_t* idx2, int64_t threads) {
   Array<float> each1(batch), each2(batch);
-  parallel(batch, threads, [&](int64_t begin, int64_t end) {
-    Pairs<false> pairs(n, m);
-    const int64_t some = std::max(n, m) <= 64 ? LANES : 1;  // small pairs whose means are found together
-    Array<float> dist1(some * (n + LANES)), dist2(some * (m + LANES));
-    for (int64_t first = begin; first < end; first += some) {
-      const int64_t count = std::min(some, end - first);
-      for (int64_t i = 0, b = first; i < count; i++, b++)
-        pairs.run(x + 3 * b * n, y + 3 * b * m, dist1 + i * (n + LANES), dist2 + i * (m + LANES), nullptr, nullptr);
-      row_means(dist1, n + LANES, count, n, root, each1 + first);
-      row_means(dist2, m + LANES, count, m, root, each2 + first);
-    }
-  });
+  if (idx1)
+    means<true>(x, y, batch, n, m, root, each1, each2, idx1, idx2, threads);
+  else
+    means<false>(x, y, batch, n, m, root, each1, each2, nullptr, nullptr, threads);
   if (whole) {
     *mean1 = sum(lane_sums(each1, batch, false)) / float(batch);
     *mean2 = sum(lane_sums(each2, batch, false)) / float(batch);
@@ -233,22 +270,32 @@ extern "C" int64_t pointsmith_chamfer_means(const float* x, const float* y, int6
   return 0;
 }
 
-// Gradients of x and y; returns 1 if an index is out of range.
+// From the gradients of the distances those of x and y; returns 1 if an index is out of range.
 extern "C" int64_t pointsmith_chamfer_backward(const float* grad1, const float* grad2, const float* x, const float* y,
                                                const int64_t* idx1, const int64_t* idx2, int64_t batch, int64_t n,
                                                int64_t m, float* grad_x, float* grad_y, int64_t threads) {
-  if (!all_below(idx1, batch * n, m) || !all_below(idx2, batch * m, n)) return 1;
-  parallel(batch, threads, [&](int64_t begin, int64_t end) {
-    Array<Quad> pulled_x(n), pulled_y(m);
-    for (int64_t b = begin; b < end; b++) {
-      const int64_t i = b * n * 3, j = b * m * 3;
-      std::fill_n(+pulled_x, n, Quad{});
-      std::fill_n(+pulled_y, m, Quad{});
-      pull(x + i, y + j, idx1 + b * n, grad1 + b * n, n, pulled_x, pulled_y);
-      pull(y + j, x + i, idx2 + b * m, grad2 + b * m, m, pulled_y, pulled_x);
-      write(pulled_x, n, grad_x + i);
-      write(pulled_y, m, grad_y + j);
-    }
-  });
-  return 0;
+  const auto pull_pair = [&](int64_t b, Quad* pulled_x, Quad* pulled_y) {
+    const float *from = x + 3 * b * n, *to = y + 3 * b * m;
+    pull(from, to, idx1 + b * n, n, pulled_x, pulled_y, [&](int64_t i, Quad) { return 2 * grad1[b * n + i]; });
+    pull(to, from, idx2 + b * m, m, pulled_y, pulled_x, [&](int64_t i, Quad) { return 2 * grad2[b * m + i]; });
+  };
+  return !backward(idx1, idx2, batch, n, m, grad_x, grad_y, threads, pull_pair);
+}
+
+// From the gradients of the means those of x and y; returns 1 if an index is out of range.
+extern "C" int64_t pointsmith_chamfer_means_backward(const float* grad1, const float* grad2, const float* x,
+                                                     const float* y, const int64_t* idx1, const int64_t* idx2,
+                                                     int64_t batch, int64_t n, int64_t m, int64_t root, int64_t whole,
+                                                     float* grad_x, float* grad_y, int64_t threads) {
+  const auto pull_pair = [&](int64_t b, Quad* pulled_x, Quad* pulled_y) {
+    const float *from = x + 3 * b * n, *to = y + 3 * b * m;
+    const float clouds = whole ? float(batch) : 1;
+    const float share1 = grad1[whole ? 0 : b] / clouds / float(n), share2 = grad2[whole ? 0 : b] / clouds / float(m);
+    const auto each_way = [&](auto weight) {
+      pull(from, to, idx1 + b * n, n, pulled_x, pulled_y, [&](int64_t, Quad way) { return weight(share1, way); });
+      pull(to, from, idx2 + b * m, m, pulled_y, pulled_x, [&](int64_t, Quad way) { return weight(share2, way); });
+    };
+    root ? each_way(weight_of_root) : each_way([](float share, Quad) { return 2 * share; });
+  };
+  return !backward(idx1, idx2, batch, n, m, grad_x, grad_y, threads, pull_pair);
 }

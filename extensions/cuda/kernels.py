@@ -161,13 +161,10 @@ def chamfer(x: Tensor, y: Tensor) -> Any:
     return out
 
 
-def chamfer_means(x: Tensor, y: Tensor, root: bool, whole: bool) -> Any:
+def chamfer_means(x: Tensor, y: Tensor, root: bool, whole: bool, indices: bool) -> Any:
     if x.dtype != torch.float32:
         return NotImplemented
-    dist1, dist2, _, _ = chamfer(x, y)
-    if root:
-        dist1, dist2 = dist1.sqrt(), dist2.sqrt()
-    return (dist1.mean(), dist2.mean()) if whole else (dist1.mean(1), dist2.mean(1))
+    return reference.means_of(chamfer(x, y), root, whole, indices)
 
 
 def chamfer_backward(grad1: Tensor, grad2: Tensor, x: Tensor, y: Tensor, idx1: Tensor, idx2: Tensor) -> Any:
@@ -180,6 +177,13 @@ def chamfer_backward(grad1: Tensor, grad2: Tensor, x: Tensor, y: Tensor, idx1: T
     tensors = grad1, grad2, x, y, idx1, idx2, grad_x, grad_y
     launch.launch("chamfer", "chamfer_backward", blocks, threads, *tensors, n, m, batch)
     return grad_x, grad_y
+
+
+def chamfer_means_backward(
+    grad1: Tensor, grad2: Tensor, x: Tensor, y: Tensor, idx1: Tensor, idx2: Tensor, root: bool
+) -> Any:
+    grads = reference.grads_of_means(grad1, grad2, x, y, idx1, idx2, root)
+    return chamfer_backward(grads[0].contiguous(), grads[1].contiguous(), x, y, idx1, idx2)
 
 
 def approx_match_cost(x: Tensor, y: Tensor, squared: bool) -> Any:
@@ -269,6 +273,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
         chamfer,
         chamfer_backward,
         chamfer_means,
+        chamfer_means_backward,
         approx_match_cost,
         auction,
         normalize,

@@ -179,12 +179,18 @@ def chamfer(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return dist1, dist2, idx1, idx2
 
 
-def chamfer_means(x: Tensor, y: Tensor, root: bool, whole: bool) -> tuple[Tensor, Tensor]:
-    """Means of the squared distances of `chamfer`, or of the distances, each way: (B,), or of the whole batch ()."""
-    dist1, dist2, _, _ = chamfer(x, y)
+def chamfer_means(x: Tensor, y: Tensor, root: bool, whole: bool, indices: bool) -> tuple[Tensor, ...]:
+    """Means of the squared distances of `chamfer`, or of the distances, each way, and its indices, or none."""
+    return means_of(chamfer(x, y), root, whole, indices)
+
+
+def means_of(nearest: tuple[Tensor, ...], root: bool, whole: bool, indices: bool) -> tuple[Tensor, ...]:
+    """What `chamfer_means` makes of the result of `chamfer`: means (B,), or of the whole batch ()."""
+    dist1, dist2, idx1, idx2 = nearest
     if root:
         dist1, dist2 = dist1.sqrt(), dist2.sqrt()
-    return (dist1.mean(), dist2.mean()) if whole else (dist1.mean(1), dist2.mean(1))
+    means = (dist1.mean(), dist2.mean()) if whole else (dist1.mean(1), dist2.mean(1))
+    return *means, *((idx1, idx2) if indices else (idx1.new_empty(0), idx2.new_empty(0)))
 
 
 def chamfer_backward(
@@ -194,6 +200,33 @@ def chamfer_backward(
     pull1 = 2 * grad1[..., None] * (x - gather(y, idx1))  # (B, n, 3)
     pull2 = 2 * grad2[..., None] * (y - gather(x, idx2))  # (B, m, 3)
     return pull1 - scatter(pull2, idx2, x.shape[1]), pull2 - scatter(pull1, idx1, y.shape[1])
+
+
+def chamfer_means_backward(
+    grad1: Tensor, grad2: Tensor, x: Tensor, y: Tensor, idx1: Tensor, idx2: Tensor, root: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and y; differentiable. A distance is taken to have no gradient where it is zero."""
+    return chamfer_backward(*grads_of_means(grad1, grad2, x, y, idx1, idx2, root), x, y, idx1, idx2)
+
+
+def grads_of_means(
+    grad1: Tensor, grad2: Tensor, x: Tensor, y: Tensor, idx1: Tensor, idx2: Tensor, root: bool
+) -> tuple[Tensor, Tensor]:
+    """From the gradients of the means those of the squared distances (B, n) and (B, m)."""
+    clouds = 1 if grad1.ndim else x.shape[0]
+    shares = [
+        (grad[..., None] / (clouds * idx.shape[1])).expand_as(idx) for grad, idx in ((grad1, idx1), (grad2, idx2))
+    ]
+    if not root:
+        return shares[0], shares[1]
+    squared = (x - gather(y, idx1)).square().sum(2), (y - gather(x, idx2)).square().sum(2)
+    return shares[0] * root_gradient(squared[0]), shares[1] * root_gradient(squared[1])
+
+
+def root_gradient(squared: Tensor) -> Tensor:
+    """Of the roots of squared distances: zero where they are."""
+    zero = squared == 0
+    return (0.5 / squared.masked_fill(zero, 1).sqrt()).masked_fill(zero, 0)
 
 
 @torch.no_grad()

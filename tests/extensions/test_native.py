@@ -68,7 +68,7 @@ def test_equals_reference(seed: int, n: int, m: int, kind: str, other: str, data
     same("ball_query", y, x, data.draw(st.sampled_from([1e-30, 0.3, 1.0, 1e19])), k)
     same("three_nn", y, x)
     same("chamfer", x, y)
-    close("chamfer_means", x, y, data.draw(st.booleans()), data.draw(st.booleans()))
+    close("chamfer_means", x, y, data.draw(st.booleans()), data.draw(st.booleans()), data.draw(st.booleans()))
     if kind not in ("NaN", "infinite", "overflowing"):
         same("group", x, k, k, False)
 
@@ -79,7 +79,7 @@ def test_large_clouds_take_the_bucketed_paths(kind: str) -> None:
     same("farthest_point_sample", x, 600, 3, True)
     same("knn", x[:, :200], x, 16)
     same("chamfer", x[:, :1500], cloud(1, 1, 1100, "normal"))
-    close("chamfer_means", x[:, :1500], cloud(1, 1, 1100, "normal"), False, False)
+    close("chamfer_means", x[:, :1500], cloud(1, 1, 1100, "normal"), False, False, False)
 
 
 @pytest.mark.parametrize("value", [torch.nan, -torch.nan, torch.inf, -torch.inf, 1e30])
@@ -110,7 +110,7 @@ def test_threads_change_nothing(threads: int) -> None:
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", ["chamfer", "three_interpolate", "approx_match_cost"])
+@pytest.mark.parametrize("name", ["chamfer", "chamfer_means", "three_interpolate", "approx_match_cost"])
 def test_gradients_equal_those_of_the_reference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     gradients = []
     for choice in ("torch", "native"):
@@ -165,12 +165,44 @@ def test_chamfer_of_patches(n: int, kind: str) -> None:
         y = cloud(1, 3, m, "normal")
         same("chamfer", x, y)
         same("chamfer", y, x)
-        close("chamfer_means", x, y, n % 2 == 0, m % 2 == 0)
+        close("chamfer_means", x, y, n % 2 == 0, m % 2 == 0, m % 3 == 0)
 
 
-def test_gradient_of_a_gradient() -> None:
-    x, y = cloud(0, 1, 5, "normal").double().requires_grad_(), cloud(1, 1, 4, "normal").double().requires_grad_()
-    assert torch.autograd.gradgradcheck(lambda a, b: ops.chamfer_distance(a, b, reduction="patch"), (x, y))
+@pytest.mark.parametrize("kind", ["normal", "lattice", "NaN", "infinite"])
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (7, 5), (32, 32), (90, 40), (600, 700)])
+def test_gradients_of_means(n: int, m: int, kind: str) -> None:
+    x, y = cloud(0, 3, n, kind), cloud(1, 3, m, "lattice")
+    nearest = reference.chamfer(x, y)[2:]
+    for root in (False, True):
+        for shape in ((3,), ()):
+            args = torch.rand(shape), torch.rand(shape), x, y, *nearest, root
+            expected = reference.chamfer_means_backward(*args)
+            for a, b in zip(library.kernels("cpu")["chamfer_means_backward"](*args), expected):
+                torch.testing.assert_close(a, b, rtol=2e-5, atol=1e-6, equal_nan=True)
+
+
+def test_one_way_alone_has_a_gradient() -> None:
+    x, y = cloud(0, 2, 9, "normal").requires_grad_(), cloud(1, 2, 7, "normal").requires_grad_()
+    for way in range(2):
+        distance = ops.chamfer_distance(x, y, reduction="none")[way]
+        one = torch.autograd.grad(distance.mean(), (x, y))
+        two = torch.autograd.grad(ops.chamfer_distance(x, y, reduction="split")[way], (x, y))
+        torch.testing.assert_close(one, two)
+        assert (one[1 - way] != 0).any(2).sum() <= distance.numel()  # the other cloud is pulled where it is nearest
+
+
+def test_a_gradient_without_indices_is_refused() -> None:
+    x = cloud(0, 1, 5, "normal").requires_grad_()
+    mean, *_ = library.operators.chamfer_means(x, x.detach(), False, True, False)
+    with pytest.raises(UserError, match="only with indices=True"):
+        mean.backward()
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+@pytest.mark.parametrize("reduction", ["patch", "mean"])
+def test_gradient_of_a_gradient(reduction: Any, norm: Any) -> None:
+    x, y = cloud(0, 2, 5, "normal").double().requires_grad_(), cloud(1, 2, 4, "normal").double().requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda a, b: ops.chamfer_distance(a, b, reduction=reduction, norm=norm), (x, y))
 
 
 @pytest.mark.parametrize("name", library.SCHEMAS)
