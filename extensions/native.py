@@ -21,9 +21,10 @@ SIGNATURES = {
     "three_interpolate": "pppiiiiipi",
     "three_interpolate_backward": "ppppiiiiippi",
     "chamfer": "ppiiippppi",
-    "chamfer_means": "ppiiiiippppi",
+    "chamfer_loss": "ppiiiiippppi",
+    "chamfer_means": "ppiiiiippi",
     "chamfer_backward": "ppppppiiippi",
-    "chamfer_means_backward": "ppppppiiiiippi",
+    "chamfer_loss_backward": "ppppppiiiiippi",
     "approx_match_cost": "ppiiiipppi",
     "auction": "ppiiidpi",
     "normalize": "piipi",
@@ -153,15 +154,21 @@ class Kernels(Functions):
         self.call("chamfer", x, y, batch, n, m, dist1, dist2, idx1, idx2)
         return dist1, dist2, idx1, idx2
 
-    def chamfer_means(self, x: Tensor, y: Tensor, root: bool, whole: bool, indices: bool) -> Any:
+    def chamfer_loss(self, x: Tensor, y: Tensor, root: bool, whole: bool) -> Any:
+        indices = [cloud.new_empty(cloud.shape[:2], dtype=torch.int64) for cloud in (x, y)]
+        return self._means("chamfer_loss", x, y, root, whole, *indices)
+
+    def chamfer_means(self, x: Tensor, y: Tensor, root: bool, whole: bool) -> Any:
+        return self._means("chamfer_means", x, y, root, whole)
+
+    def _means(self, name: str, x: Tensor, y: Tensor, root: bool, whole: bool, *indices: Tensor) -> Any:
         if x.dtype != torch.float32:
             return NotImplemented
         (batch, n, _), m = x.shape, y.shape[1]
         shape = () if whole else (batch,)
-        means = x.new_empty(shape), x.new_empty(shape)
-        nearest = [x.new_empty((batch, size) if indices else (0,), dtype=torch.int64) for size in (n, m)]
-        self.call("chamfer_means", x, y, batch, n, m, root, whole, *means, *(nearest if indices else (None, None)))
-        return *means, *nearest
+        out = x.new_empty(shape), x.new_empty(shape), *indices
+        self.call(name, x, y, batch, n, m, root, whole, *out)
+        return out
 
     def chamfer_backward(self, *inputs: Tensor) -> Any:
         x, y = inputs[2:4]
@@ -171,14 +178,14 @@ class Kernels(Functions):
         status = self.call("chamfer_backward", *inputs, x.shape[0], x.shape[1], y.shape[1], *gradients)
         return NotImplemented if status == NO_KERNEL else gradients
 
-    def chamfer_means_backward(self, *inputs: Any) -> Any:
+    def chamfer_loss_backward(self, *inputs: Any) -> Any:
         *tensors, root = inputs
         grad1, _, x, y, _, _ = tensors
         if x.dtype != torch.float32:
             return NotImplemented
         gradients, whole = (torch.empty_like(x), torch.empty_like(y)), grad1.ndim == 0
         (batch, n, _), m = x.shape, y.shape[1]
-        status = self.call("chamfer_means_backward", *tensors, batch, n, m, root, whole, *gradients)
+        status = self.call("chamfer_loss_backward", *tensors, batch, n, m, root, whole, *gradients)
         return NotImplemented if status == NO_KERNEL else gradients
 
     def approx_match_cost(self, x: Tensor, y: Tensor, squared: bool) -> Any:

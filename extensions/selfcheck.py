@@ -28,8 +28,9 @@ def examples(device: str) -> dict[str, tuple[Any, ...]]:
         "three_interpolate": (features, indices, weights),
         "three_interpolate_backward": (torch.ones(2, 333, 21, device=device), features, indices, weights),
         "chamfer": (x, y),
-        "chamfer_means": (x, y, True, False, True),
-        "chamfer_means_backward": (
+        "chamfer_loss": (x, y, True, False),
+        "chamfer_means": (x, y, True, False),
+        "chamfer_loss_backward": (
             nearest[0][0, :2].clone(),
             nearest[1][0, :2].clone(),
             x,

@@ -15,7 +15,7 @@ import argparse
 import importlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -44,11 +44,14 @@ def main() -> None:
         parser.error("--mode classify: there is a plain writing of Point-MAE's classifier only; use --model point_mae")
     if args.subject == "all":
         args.write = args.write or ROOT / "docs" / "PERFORMANCE.md"
-    for name, measure in jobs(args).items():
+    measures = jobs(args)
+    if args.write:
+        check_places(args.write, measures, parser)
+    for name, measure in measures.items():
         table = measure()
         print(table, flush=True)
         if args.write:
-            write(args.write, name, table, parser)
+            write(args.write, name, table)
 
 
 def jobs(args: argparse.Namespace) -> dict[str, Callable[[], str]]:
@@ -74,12 +77,22 @@ def jobs(args: argparse.Namespace) -> dict[str, Callable[[], str]]:
     return {**steps, **{name: single[name] for name in GENERAL}}  # what starts processes of its own comes first
 
 
-def write(path: Path, name: str, table: str, parser: argparse.ArgumentParser) -> None:
-    opening, closing = f"<!-- bench:{name} -->", f"<!-- /bench:{name} -->"
-    pattern = re.escape(opening) + ".*?" + re.escape(closing)
-    new, count = re.subn(pattern, lambda _: f"{opening}\n{table}{closing}", path.read_text(), flags=re.DOTALL)
-    if not count:
-        parser.error(f"{path}: no place for the table; it needs a line {opening} and a line {closing}")
+def place(name: str) -> str:
+    """Pattern of a table between its two marks."""
+    return rf"(<!-- bench:{re.escape(name)} -->\n).*?(<!-- /bench:{re.escape(name)} -->)"
+
+
+def check_places(path: Path, names: Iterable[str], parser: argparse.ArgumentParser) -> None:
+    """Told before minutes of measuring."""
+    if not path.is_file():
+        parser.error(f"--write {path}: there is no such file")
+    for name in names:
+        if not re.search(place(name), path.read_text(), flags=re.DOTALL):
+            parser.error(f"--write {path}: no lines <!-- bench:{name} --> and <!-- /bench:{name} --> for the table")
+
+
+def write(path: Path, name: str, table: str) -> None:
+    new = re.sub(place(name), lambda marks: marks[1] + table + marks[2], path.read_text(), flags=re.DOTALL)
     path.write_text(new)
 
 

@@ -71,7 +71,8 @@ def chamfer_distance(
         dist1, dist2, _, _ = operators.chamfer(x, y)
         return (dist1, dist2) if norm == "l2" else (safe_sqrt(dist1), safe_sqrt(dist2))
     differentiate = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
-    mean1, mean2, _, _ = operators.chamfer_means(x, y, norm == "l1", reduction != "patch", differentiate)
+    means = operators.chamfer_loss if differentiate else operators.chamfer_means
+    mean1, mean2 = means(x, y, norm == "l1", reduction != "patch")[:2]
     return (mean1, mean2) if reduction == "split" else _both_ways(mean1, mean2, norm)
 
 

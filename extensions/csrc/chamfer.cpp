@@ -1,5 +1,7 @@
 // Chamfer distances both ways without the matrix of distances, and their gradient. Large clouds go into buckets: a leaf
 // of queries looks only into the leaves of the other cloud that are nearer than what it has found.
+#include <atomic>
+
 #include "buckets.h"
 #include "nearest.h"
 
@@ -197,12 +199,13 @@ bool all_below(const int64_t* index, int64_t n, int64_t limit) {
   return !bad;
 }
 
-// Means of the distances of every pair, or of their roots, each way; indices where they are asked for.
+// Means of the distances of every pair, or of their roots, each way, or of the whole batch; indices where asked for.
 template <bool INDEX>
-void means(const float* x, const float* y, int64_t batch, int64_t n, int64_t m, bool root, float* mean1, float* mean2,
-           int64_t* idx1, int64_t* idx2, int64_t threads) {
+void means(const float* x, const float* y, int64_t batch, int64_t n, int64_t m, bool root, bool whole, float* mean1,
+           float* mean2, int64_t* idx1, int64_t* idx2, int64_t threads) {
   const int64_t some = std::max(n, m) <= 64 ? LANES : 1;  // small pairs whose means are found together
   const int64_t row1 = round_up(n, LANES) + LANES, row2 = round_up(m, LANES) + LANES;
+  Array<float> each1(batch), each2(batch);
   parallel(batch, threads, [&](int64_t begin, int64_t end) {
     Pairs<INDEX> pairs(n, m);
     Array<float> dist1(some * row1), dist2(some * row2);
@@ -211,20 +214,29 @@ void means(const float* x, const float* y, int64_t batch, int64_t n, int64_t m, 
       for (int64_t i = 0, b = first; i < count; i++, b++)
         pairs.run(x + 3 * b * n, y + 3 * b * m, dist1 + i * row1, dist2 + i * row2, indices_from(idx1, b * n),
                   indices_from(idx2, b * m));
-      row_means(dist1, row1, count, n, root, mean1 + first);
-      row_means(dist2, row2, count, m, root, mean2 + first);
+      row_means(dist1, row1, count, n, root, each1 + first);
+      row_means(dist2, row2, count, m, root, each2 + first);
     }
   });
+  if (whole) {
+    row_means(each1, batch, 1, batch, false, mean1);
+    row_means(each2, batch, 1, batch, false, mean2);
+  } else {
+    std::copy_n(+each1, batch, mean1);
+    std::copy_n(+each2, batch, mean2);
+  }
 }
 
-// Gradients of x and y; pull_pair(b, pulled_x, pulled_y) does the work. False if an index is out of range.
+// Gradients of x and y; pull_pair(b, pulled_x, pulled_y) does the work for a pair. False if an index is out of range.
 template <class Pull>
 bool backward(const int64_t* idx1, const int64_t* idx2, int64_t batch, int64_t n, int64_t m, float* grad_x,
               float* grad_y, int64_t threads, Pull pull_pair) {
-  if (!all_below(idx1, batch * n, m) || !all_below(idx2, batch * m, n)) return false;
+  std::atomic<bool> sound{true};
   parallel(batch, threads, [&](int64_t begin, int64_t end) {
     Array<Quad> pulled_x(n), pulled_y(m);
     for (int64_t b = begin; b < end; b++) {
+      if (!all_below(idx1 + b * n, n, m) || !all_below(idx2 + b * m, m, n)) sound = false;
+      if (!sound) break;
       std::fill_n(+pulled_x, n, Quad{});
       std::fill_n(+pulled_y, m, Quad{});
       pull_pair(b, pulled_x, pulled_y);
@@ -232,7 +244,7 @@ bool backward(const int64_t* idx1, const int64_t* idx2, int64_t batch, int64_t n
       write(pulled_y, m, grad_y + 3 * b * m);
     }
   });
-  return true;
+  return sound;
 }
 
 }  // namespace
@@ -251,22 +263,18 @@ extern "C" int64_t pointsmith_chamfer(const float* x, const float* y, int64_t ba
 }
 
 // The means of those distances, or of their roots, each way: for every pair, (B,) and (B,), or for the whole batch, one
-// and one; and the indices, or none where they are null.
+// and one; and the indices.
+extern "C" int64_t pointsmith_chamfer_loss(const float* x, const float* y, int64_t batch, int64_t n, int64_t m,
+                                           int64_t root, int64_t whole, float* mean1, float* mean2, int64_t* idx1,
+                                           int64_t* idx2, int64_t threads) {
+  means<true>(x, y, batch, n, m, root, whole, mean1, mean2, idx1, idx2, threads);
+  return 0;
+}
+
+// The means alone.
 extern "C" int64_t pointsmith_chamfer_means(const float* x, const float* y, int64_t batch, int64_t n, int64_t m,
-                                            int64_t root, int64_t whole, float* mean1, float* mean2, int64_t* idx1,
-                                            int64_t* idx2, int64_t threads) {
-  Array<float> each1(batch), each2(batch);
-  if (idx1)
-    means<true>(x, y, batch, n, m, root, each1, each2, idx1, idx2, threads);
-  else
-    means<false>(x, y, batch, n, m, root, each1, each2, nullptr, nullptr, threads);
-  if (whole) {
-    *mean1 = sum(lane_sums(each1, batch, false)) / float(batch);
-    *mean2 = sum(lane_sums(each2, batch, false)) / float(batch);
-  } else {
-    std::copy_n(+each1, batch, mean1);
-    std::copy_n(+each2, batch, mean2);
-  }
+                                            int64_t root, int64_t whole, float* mean1, float* mean2, int64_t threads) {
+  means<false>(x, y, batch, n, m, root, whole, mean1, mean2, nullptr, nullptr, threads);
   return 0;
 }
 
@@ -283,7 +291,7 @@ extern "C" int64_t pointsmith_chamfer_backward(const float* grad1, const float* 
 }
 
 // From the gradients of the means those of x and y; returns 1 if an index is out of range.
-extern "C" int64_t pointsmith_chamfer_means_backward(const float* grad1, const float* grad2, const float* x,
+extern "C" int64_t pointsmith_chamfer_loss_backward(const float* grad1, const float* grad2, const float* x,
                                                      const float* y, const int64_t* idx1, const int64_t* idx2,
                                                      int64_t batch, int64_t n, int64_t m, int64_t root, int64_t whole,
                                                      float* grad_x, float* grad_y, int64_t threads) {

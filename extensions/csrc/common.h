@@ -64,14 +64,17 @@ METHOD static void each_vector(const float* cloud, int64_t n, Use use) {
   split(i, last);
 }
 
-// A cloud (n, 3) as planes x, y, z, filled up to whole blocks.
+// A cloud (n, 3) as planes x, y, z, filled up to whole blocks, and one more for what a kernel keeps for every point. They
+// start in different quarters of a page: a load waits for a store before it whose address has the same last 12 bits.
 struct Planes {
-  const int64_t n, padded;
+  static constexpr int64_t PAGE = 4096 / sizeof(float);
+  const int64_t n, padded, stride;
   Array<float> memory;
-  float *const x, *const y, *const z;
+  float *const x, *const y, *const z, *const kept;
 
   explicit Planes(int64_t n, int64_t block = LANES)
-      : n(n), padded(round_up(n, block)), memory(3 * padded), x(memory), y(x + padded), z(y + padded) {}
+      : n(n), padded(round_up(n, block)), stride(round_up(padded, PAGE) + PAGE / 4), memory(4 * stride), x(memory),
+        y(x + stride), z(y + stride), kept(z + stride) {}
 
   void fill(const float* cloud, float padding = NONE) {
     each_vector(cloud, n, [&](int64_t i, Float px, Float py, Float pz) __attribute__((always_inline)) {

@@ -25,11 +25,11 @@ void prepare(Planes& p, int64_t count, bool skip_near_origin, float* closest) {
 // One pass over all points a step.
 class FlatSampler {
  public:
-  explicit FlatSampler(int64_t n) : p_(n, BLOCK), closest_(p_.padded) {}
+  explicit FlatSampler(int64_t n) : p_(n, BLOCK) {}
 
   FlatSampler& fill(const float* cloud, bool skip_near_origin) {
     p_.fill(cloud);
-    prepare(p_, p_.padded, skip_near_origin, closest_);
+    prepare(p_, p_.padded, skip_near_origin, p_.kept);
     return *this;
   }
   Point at(int64_t i) const { return Point(p_.x[i], p_.y[i], p_.z[i]); }
@@ -39,7 +39,7 @@ class FlatSampler {
   // a vector.
   METHOD int32_t step(const Point center) {
     const float *x = p_.x, *y = p_.y, *z = p_.z;
-    float* closest = closest_;
+    float* closest = p_.kept;
     const int64_t padded = p_.padded;
     Int most = all(std::numeric_limits<int32_t>::min()), block = all(NO_INDEX);
     for (int64_t i = 0; i < padded; i += BLOCK) {
@@ -64,7 +64,6 @@ class FlatSampler {
 
  private:
   Planes p_;
-  Array<float> closest_;
 };
 
 // The same steps with the points in buckets: `reach` is the largest distance in a bucket.

@@ -25,9 +25,11 @@ int64_t pointsmith_three_interpolate_backward(const float*, const float*, const 
                                               int64_t, int64_t, int64_t, int64_t, float*, float*, int64_t);
 int64_t pointsmith_chamfer(const float*, const float*, int64_t, int64_t, int64_t, float*, float*, int64_t*, int64_t*,
                            int64_t);
+int64_t pointsmith_chamfer_loss(const float*, const float*, int64_t, int64_t, int64_t, int64_t, int64_t, float*, float*,
+                                int64_t*, int64_t*, int64_t);
 int64_t pointsmith_chamfer_means(const float*, const float*, int64_t, int64_t, int64_t, int64_t, int64_t, float*,
-                                 float*, int64_t*, int64_t*, int64_t);
-int64_t pointsmith_chamfer_means_backward(const float*, const float*, const float*, const float*, const int64_t*,
+                                 float*, int64_t);
+int64_t pointsmith_chamfer_loss_backward(const float*, const float*, const float*, const float*, const int64_t*,
                                           const int64_t*, int64_t, int64_t, int64_t, int64_t, int64_t, float*, float*,
                                           int64_t);
 int64_t pointsmith_chamfer_backward(const float*, const float*, const float*, const float*, const int64_t*,
@@ -84,10 +86,10 @@ static void run(int64_t batch, int64_t n, int64_t m, int64_t k, int kind, int64_
   pointsmith_group(x.data(), batch, n, k, k, 1, neighborhood.data(), center.data(), members.data(), threads);
   pointsmith_chamfer(x.data(), y.data(), batch, n, m, d1.data(), d2.data(), idx1.data(), idx2.data(), threads);
   Floats mean1(batch + 1), mean2(batch + 1);
-  for (const bool index : {false, true})
-    pointsmith_chamfer_means(x.data(), y.data(), batch, n, m, n % 2, m % 2, mean1.data(), mean2.data(),
-                             index ? idx1.data() : nullptr, index ? idx2.data() : nullptr, threads);
-  pointsmith_chamfer_means_backward(mean1.data(), mean2.data(), x.data(), y.data(), idx1.data(), idx2.data(), batch, n,
+  pointsmith_chamfer_means(x.data(), y.data(), batch, n, m, n % 2, m % 2, mean1.data(), mean2.data(), threads);
+  pointsmith_chamfer_loss(x.data(), y.data(), batch, n, m, n % 2, m % 2, mean1.data(), mean2.data(), idx1.data(),
+                          idx2.data(), threads);
+  pointsmith_chamfer_loss_backward(mean1.data(), mean2.data(), x.data(), y.data(), idx1.data(), idx2.data(), batch, n,
                                     m, n % 2, m % 2, gx.data(), gy.data(), threads);
   pointsmith_chamfer_backward(d1.data(), d2.data(), x.data(), y.data(), idx1.data(), idx2.data(), batch, n, m,
                               gx.data(), gy.data(), threads);

@@ -161,10 +161,16 @@ def chamfer(x: Tensor, y: Tensor) -> Any:
     return out
 
 
-def chamfer_means(x: Tensor, y: Tensor, root: bool, whole: bool, indices: bool) -> Any:
+def chamfer_loss(x: Tensor, y: Tensor, root: bool, whole: bool) -> Any:
     if x.dtype != torch.float32:
         return NotImplemented
-    return reference.means_of(chamfer(x, y), root, whole, indices)
+    dist1, dist2, idx1, idx2 = chamfer(x, y)
+    return *reference.means_of(dist1, dist2, root, whole), idx1, idx2
+
+
+def chamfer_means(x: Tensor, y: Tensor, root: bool, whole: bool) -> Any:
+    result = chamfer_loss(x, y, root, whole)
+    return result if result is NotImplemented else result[:2]
 
 
 def chamfer_backward(grad1: Tensor, grad2: Tensor, x: Tensor, y: Tensor, idx1: Tensor, idx2: Tensor) -> Any:
@@ -179,7 +185,7 @@ def chamfer_backward(grad1: Tensor, grad2: Tensor, x: Tensor, y: Tensor, idx1: T
     return grad_x, grad_y
 
 
-def chamfer_means_backward(
+def chamfer_loss_backward(
     grad1: Tensor, grad2: Tensor, x: Tensor, y: Tensor, idx1: Tensor, idx2: Tensor, root: bool
 ) -> Any:
     grads = reference.grads_of_means(grad1, grad2, x, y, idx1, idx2, root)
@@ -272,8 +278,9 @@ KERNELS: dict[str, Callable[..., Any]] = {
         three_interpolate_backward,
         chamfer,
         chamfer_backward,
+        chamfer_loss,
+        chamfer_loss_backward,
         chamfer_means,
-        chamfer_means_backward,
         approx_match_cost,
         auction,
         normalize,

@@ -179,18 +179,23 @@ def chamfer(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return dist1, dist2, idx1, idx2
 
 
-def chamfer_means(x: Tensor, y: Tensor, root: bool, whole: bool, indices: bool) -> tuple[Tensor, ...]:
-    """Means of the squared distances of `chamfer`, or of the distances, each way, and its indices, or none."""
-    return means_of(chamfer(x, y), root, whole, indices)
+def chamfer_loss(x: Tensor, y: Tensor, root: bool, whole: bool) -> tuple[Tensor, ...]:
+    """Means of the squared distances of `chamfer`, or of the distances, each way, and its indices."""
+    dist1, dist2, idx1, idx2 = chamfer(x, y)
+    return *means_of(dist1, dist2, root, whole), idx1, idx2
 
 
-def means_of(nearest: tuple[Tensor, ...], root: bool, whole: bool, indices: bool) -> tuple[Tensor, ...]:
-    """What `chamfer_means` makes of the result of `chamfer`: means (B,), or of the whole batch ()."""
-    dist1, dist2, idx1, idx2 = nearest
+def chamfer_means(x: Tensor, y: Tensor, root: bool, whole: bool) -> tuple[Tensor, Tensor]:
+    """The means alone."""
+    dist1, dist2, _, _ = chamfer(x, y)
+    return means_of(dist1, dist2, root, whole)
+
+
+def means_of(dist1: Tensor, dist2: Tensor, root: bool, whole: bool) -> tuple[Tensor, Tensor]:
+    """Means (B,) of distances (B, n) and (B, m), or of their roots, or means of the whole batch ()."""
     if root:
         dist1, dist2 = dist1.sqrt(), dist2.sqrt()
-    means = (dist1.mean(), dist2.mean()) if whole else (dist1.mean(1), dist2.mean(1))
-    return *means, *((idx1, idx2) if indices else (idx1.new_empty(0), idx2.new_empty(0)))
+    return (dist1.mean(), dist2.mean()) if whole else (dist1.mean(1), dist2.mean(1))
 
 
 def chamfer_backward(
@@ -202,7 +207,7 @@ def chamfer_backward(
     return pull1 - scatter(pull2, idx2, x.shape[1]), pull2 - scatter(pull1, idx1, y.shape[1])
 
 
-def chamfer_means_backward(
+def chamfer_loss_backward(
     grad1: Tensor, grad2: Tensor, x: Tensor, y: Tensor, idx1: Tensor, idx2: Tensor, root: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and y; differentiable. A distance is taken to have no gradient where it is zero."""

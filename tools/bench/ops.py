@@ -7,6 +7,7 @@ the ratios asked for.
 
 import argparse
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -254,11 +255,34 @@ def cases() -> Iterator[Case]:
         yield from group()
 
 
-def table(rounds: int, only: str = "") -> str:
-    """Markdown: one line a case. CPU time at one thread: of calls in a row, and of the first one after others; in the
-    last column the gain of two threads in wall time."""
-    import time
+def on_threads(threads: int, call: Call) -> Call:
+    def run() -> object:
+        torch.set_num_threads(threads)
+        return call()
 
+    return run
+
+
+def line(case: Case, rounds: int, threads: int) -> str:
+    """CPU time at one thread: of calls in a row, of the first one after others, of peers; in wall time the gain of two
+    threads."""
+    calls = {name: on_threads(1, call) for name, call in {"ours": case.ours, **case.peers}.items()}
+    times = {name: median(values) for name, values in interleaved(calls, rounds).items()}
+    ours = times.pop("ours")
+    first = median(interleaved(dict(list(calls.items())[:2]), rounds, turn=0)["ours"])
+    parts = []
+    for name, value in times.items():
+        goal = f" ({case.wanted[name]:g})" if name in case.wanted else ""
+        parts.append(f"{name}: {seconds(value)}, {value / ours:.3g}x{goal}")
+    gain = "-"
+    if threads > 1:
+        both = interleaved({n: on_threads(int(n), case.ours) for n in "12"}, rounds, time.perf_counter)
+        gain = f"{median(both['1']) / median(both['2']):.2f}x"
+    return f"| {case.goal} | {case.name} | {seconds(ours)} | {seconds(first)} | {'; '.join(parts)} | {gain} |"
+
+
+def table(rounds: int, only: str = "") -> str:
+    """Markdown: one line a case."""
     lines = [
         machine(),
         "",
@@ -267,27 +291,9 @@ def table(rounds: int, only: str = "") -> str:
     ]
     threads = torch.get_num_threads()
     for case in cases():
-        if only not in case.name:
-            continue
-        torch.set_num_threads(1)
-        medians = {k: median(v) for k, v in interleaved({"ours": case.ours, **case.peers}, rounds).items()}
-        ours = medians.pop("ours")
-        other = next(iter(case.peers.values()))
-        first = median(interleaved({"ours": case.ours, "other": other}, rounds, turn=0)["ours"])
-        parts = []
-        for name, value in medians.items():
-            goal = f" ({case.wanted[name]:g})" if name in case.wanted else ""
-            parts.append(f"{name}: {seconds(value)}, {value / ours:.3g}x{goal}")
-        gain = "-"
-        if threads > 1:
-            one = interleaved({"one": case.ours}, rounds, time.perf_counter)["one"]
-            torch.set_num_threads(2)
-            two = interleaved({"two": case.ours}, rounds, time.perf_counter)["two"]
-            gain = f"{min(one) / min(two):.2f}x"
-        lines.append(
-            f"| {case.goal} | {case.name} | {seconds(ours)} | {seconds(first)} | {'; '.join(parts)} | {gain} |"
-        )
-        print(lines[-1], flush=True)
+        if only in case.name:
+            lines.append(line(case, rounds, threads))
+            print(lines[-1], flush=True)
     torch.set_num_threads(threads)
     return "\n".join(lines) + "\n"
 
