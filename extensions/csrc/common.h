@@ -4,10 +4,15 @@
 // among equals the lowest index wins. Sizes are checked by the caller; a size of zero is allowed.
 #pragma once
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <limits>
 #include <new>
 #include <type_traits>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "simd.h"
 
@@ -20,6 +25,16 @@ INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; 
 // Ask for values that are needed soon; a place that is none does no harm.
 INLINE void prefetch(const float* values, int64_t n) {
   for (int64_t i = 0; i < n; i += 16) __builtin_prefetch(values + i);
+}
+
+// Let results in new memory come in large pages: to provide a small one costs more than to fill it.
+template <class T>
+void in_large_pages(T* values, int64_t count) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t PAGE = 1 << 21;
+  const uintptr_t begin = (uintptr_t(values) + PAGE - 1) / PAGE * PAGE, end = uintptr_t(values + count) / PAGE * PAGE;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // not served: no harm
+#endif
 }
 
 // An aligned array without initial values, with room for a vector behind its end.

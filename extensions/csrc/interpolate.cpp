@@ -39,6 +39,36 @@ bool valid(const int64_t* indices, int64_t count, int64_t m) {
 }
 INLINE int64_t wrap(int64_t index, int64_t m) { return index < 0 ? index + m : index; }
 
+// One point's features: the sum of k rows of a cloud (m, C) times their weights.
+struct Mix {
+  const float* cloud;
+  const int64_t* indices;
+  const float* weights;
+  const int64_t m, channels, k;
+
+  void write(float* out) const {
+    int64_t c = 0;
+    for (; c + 4 * LANES <= channels; c += 4 * LANES) write_vectors<4>(c, out);
+    for (; c + LANES <= channels; c += LANES) write_vectors<1>(c, out);
+    for (; c < channels; c++) {
+      float total = 0;
+      for (int64_t t = 0; t < k; t++) total += source(t)[c] * weights[t];
+      out[c] = total;
+    }
+  }
+
+ private:
+  const float* source(int64_t t) const { return cloud + wrap(indices[t], m) * channels; }
+
+  template <int WIDTH>
+  METHOD void write_vectors(int64_t c, float* out) const {
+    Float total[WIDTH]{};
+    for (int64_t t = 0; t < k; t++)
+      for (int v = 0; v < WIDTH; v++) total[v] += load(source(t) + c + v * LANES) * weights[t];
+    for (int v = 0; v < WIDTH; v++) store(out + c + v * LANES, total[v]);
+  }
+};
+
 }  // namespace
 
 // unknown (B, n, 3), known (B, m, 3) -> distances and indices (B, n, 3); places without a point: inf, 0. Returns 1 and
@@ -71,19 +101,11 @@ extern "C" int64_t pointsmith_three_interpolate(const float* __restrict features
                                                 const float* weights, int64_t batch, int64_t m, int64_t channels,
                                                 int64_t n, int64_t k, float* __restrict out, int64_t threads) {
   if (!valid(indices, batch * n * k, m)) return 1;
+  in_large_pages(out, batch * n * channels);
   parallel(batch * n, threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
-      float* __restrict row = out + i * channels;
-      const float* cloud = features + i / n * m * channels;
-      for (int64_t t = 0; t < k; t++) {
-        const float* source = cloud + wrap(indices[i * k + t], m) * channels;
-        const float weight = weights[i * k + t];
-        if (t == 0)
-          for (int64_t c = 0; c < channels; c++) row[c] = source[c] * weight;
-        else
-          for (int64_t c = 0; c < channels; c++) row[c] += source[c] * weight;
-      }
-      if (k == 0) std::fill(row, row + channels, 0.f);
+      const Mix row{features + i / n * m * channels, indices + i * k, weights + i * k, m, channels, k};
+      row.write(out + i * channels);
     }
   });
   return 0;
@@ -96,6 +118,7 @@ extern "C" int64_t pointsmith_three_interpolate_backward(const float* __restrict
                                                          float* __restrict grad_features, float* grad_weights,
                                                          int64_t threads) {
   if (!valid(indices, batch * n * k, m)) return 1;
+  in_large_pages(grad_features, batch * m * channels);
   parallel(batch, threads, [&](int64_t begin, int64_t end) {
     std::fill(grad_features + begin * m * channels, grad_features + end * m * channels, 0.f);
     for (int64_t i = begin * n; i < end * n; i++)

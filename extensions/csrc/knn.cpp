@@ -280,6 +280,8 @@ void Neighbours::sort_all(const float* query, float* distances, int64_t* indices
 extern "C" int64_t pointsmith_knn(const float* query, const float* points, int64_t batch, int64_t m, int64_t n,
                                   int64_t k, float* distances, int64_t* indices, int64_t threads) {
   const bool split_queries = batch < threads;
+  in_large_pages(distances, batch * m * k);
+  in_large_pages(indices, batch * m * k);
   parallel(batch, split_queries ? 1 : threads, [&](int64_t begin, int64_t end) {
     Planes planes(n, GROUPS * LANES);
     for (int64_t b = begin; b < end; b++) {
