@@ -99,7 +99,8 @@ def losses() -> None:
     for n, m in ((1, 1), (32, 32), (64, 5), (65, 1), (1, 130), (100, 700)):
         x, y = cloud(3, n), cloud(3, m, seed=1)
         exact(f"{n} and {m}", "chamfer", x, y)
-        close(f"{n} and {m}", "chamfer_loss", x, y, n % 2 == 0, m % 2 == 0)
+        for name in ("chamfer_loss", "chamfer_means"):
+            close(f"{n} and {m}", name, x, y, n % 2 == 0, m % 2 == 0)
         nearest = [torch.randint(size, (3, rows), generator=generator) for rows, size in ((n, m), (m, n))]
         close(f"{n} and {m}", "chamfer_backward", x[..., 0].contiguous(), y[..., 1].contiguous(), x, y, *nearest)
         for root, shape in ((False, (3,)), (True, ())):
