@@ -20,6 +20,7 @@ from torch import Tensor
 
 from extensions import ops
 from tools.bench.measure import interleaved, machine, median, seconds
+from utils.cpu import tune
 
 Call = Callable[[], object]
 
@@ -263,9 +264,8 @@ def on_threads(threads: int, call: Call) -> Call:
     return run
 
 
-def line(case: Case, rounds: int, threads: int) -> str:
-    """CPU time at one thread: of calls in a row, of the first one after others, of peers; in wall time the gain of two
-    threads."""
+def line(case: Case, rounds: int) -> str:
+    """CPU time at one thread: of calls in a row, of the first one after others, of peers."""
     calls = {name: on_threads(1, call) for name, call in {"ours": case.ours, **case.peers}.items()}
     times = {name: median(values) for name, values in interleaved(calls, rounds).items()}
     ours = times.pop("ours")
@@ -274,28 +274,33 @@ def line(case: Case, rounds: int, threads: int) -> str:
     for name, value in times.items():
         goal = f" ({case.wanted[name]:g})" if name in case.wanted else ""
         parts.append(f"{name}: {seconds(value)}, {value / ours:.3g}x{goal}")
-    gain = "-"
-    if threads > 1:
-        both = interleaved({n: on_threads(int(n), case.ours) for n in "12"}, rounds, time.perf_counter)
-        gain = f"{median(both['1']) / median(both['2']):.2f}x"
-    return f"| {case.goal} | {case.name} | {seconds(ours)} | {seconds(first)} | {'; '.join(parts)} | {gain} |"
+    return f"| {case.goal} | {case.name} | {seconds(ours)} | {seconds(first)} | {'; '.join(parts)} |"
+
+
+def second_thread(case: Case, rounds: int) -> str:
+    """What it gains, in wall time."""
+    both = interleaved({n: on_threads(int(n), case.ours) for n in "12"}, rounds, time.perf_counter)
+    return f"{median(both['1']) / median(both['2']):.2f}x"
 
 
 def table(rounds: int, only: str = "") -> str:
     """Markdown: one line a case."""
-    lines = [
+    threads, lines = torch.get_num_threads(), []
+    head = [
         machine(),
         "",
         "| goal | case | ours | first call | peers: time, ratio (goal) | 2 threads |",
         "|---|---|---|---|---|---|",
     ]
-    threads = torch.get_num_threads()
-    for case in cases():
-        if only in case.name:
-            lines.append(line(case, rounds, threads))
-            print(lines[-1], flush=True)
+    chosen = [case for case in cases() if only in case.name]
+    for case in chosen:
+        lines.append(line(case, rounds))
+        print(lines[-1], flush=True)
+    tune()  # as in a run, which keeps its memory; peers were measured without
+    for i, case in enumerate(chosen):
+        lines[i] += f" {second_thread(case, rounds) if threads > 1 else '-'} |"
     torch.set_num_threads(threads)
-    return "\n".join(lines) + "\n"
+    return "\n".join(head + lines) + "\n"
 
 
 def run(args: argparse.Namespace) -> str:
