@@ -182,7 +182,7 @@ void pull(const float* x, const float* y, const int64_t* index, int64_t n, Quad*
   }
 }
 
-// Of a distance, which is taken to have no gradient where it is zero.
+// The weight where distances count, not their squares: none where a distance is zero, as in the reference.
 float weight_of_root(float share, Quad way) {
   const float length = std::sqrt(way[0] * way[0] + way[1] * way[1] + way[2] * way[2]);
   return length == 0 ? 0 : share / length;

@@ -229,7 +229,7 @@ def grads_of_means(
 
 
 def root_gradient(squared: Tensor) -> Tensor:
-    """Of the roots of squared distances: zero where they are."""
+    """Derivative of the roots of squared distances, taken as zero where they are zero."""
     zero = squared == 0
     return (0.5 / squared.masked_fill(zero, 1).sqrt()).masked_fill(zero, 0)
 

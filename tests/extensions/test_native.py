@@ -196,7 +196,6 @@ def test_one_way_alone_has_a_gradient() -> None:
         one = torch.autograd.grad(distance.mean(), (x, y))
         two = torch.autograd.grad(ops.chamfer_distance(x, y, reduction="split")[way], (x, y))
         torch.testing.assert_close(one, two)
-        assert (one[1 - way] != 0).any(2).sum() <= distance.numel()  # the other cloud is pulled where it is nearest
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])

@@ -269,7 +269,8 @@ def line(case: Case, rounds: int) -> str:
     calls = {name: on_threads(1, call) for name, call in {"ours": case.ours, **case.peers}.items()}
     times = {name: median(values) for name, values in interleaved(calls, rounds).items()}
     ours = times.pop("ours")
-    first = median(interleaved(dict(list(calls.items())[:2]), rounds, turn=0)["ours"])
+    with_another = dict(list(calls.items())[:2])
+    first = median(interleaved(with_another, rounds, turn=0)["ours"])
     parts = []
     for name, value in times.items():
         goal = f" ({case.wanted[name]:g})" if name in case.wanted else ""
